@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+# Flags of each build variant; included by the Makefile.
+
+PKG_CONFIG ?= pkg-config
+OBJCOPY    ?= objcopy
+LD_R        = ld -r
+SO_FLAGS    = -Wl,-z,defs
+
+ifeq ($(VARIANT),asan)
+CC             := clang
+VARIANT_FLAGS  := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
+SO_FLAGS       :=
+else ifeq ($(VARIANT),tsan)
+CC             := clang
+VARIANT_FLAGS  := -fsanitize=thread -fno-omit-frame-pointer -O1
+SO_FLAGS       :=
+else ifeq ($(VARIANT),fuzz)
+CC             := clang
+VARIANT_FLAGS  := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined -O1 -DDROVER_FUZZ=1
+SO_FLAGS       :=
+else ifeq ($(VARIANT),arm64)
+CC             := aarch64-linux-gnu-gcc
+PKG_CONFIG     := aarch64-linux-gnu-pkg-config
+OBJCOPY        := aarch64-linux-gnu-objcopy
+LD_R            = aarch64-linux-gnu-ld -r
+else ifneq ($(VARIANT),)
+$(error VARIANT=$(VARIANT) is not one of asan, tsan, fuzz, arm64)
+endif
