@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The qcow2 room's map: the open image, its invariants, and who defines what.
+ *
+ * Invariants about what may be on disk when. `A < B`: A is durable (a flush of the file returned)
+ * before B is issued.
+ *  I1 every on-disk reference to a cluster has on-disk refcount >= number of references, but while
+ *     DIRTY is set
+ *  I2 reference removed < refcount decremented
+ *  I3 reference removed < cluster reused, overwritten or punched; nor is it while a request that
+ *     may still use the old mapping is in flight, or before its punch has ended
+ *  I4 pointee content < pointer		  I5 payload and COW head and tail < L2 entry
+ *  I6 COPIED is written only where the refcount is 1 and stays 1 in every reachable crash state
+ *  I7 every mode switch is one write inside header sector 0
+ *  I8 an acknowledged flush: all writes acknowledged before survive
+ *  I9 after a failed flush no later flush succeeds
+ * Leaks (refcount > references) are always allowed.
+ *
+ * How they are kept (Theory of Operation; details in commit.c):
+ *  - Guest data and metadata *content* go to disk at once. L2 entries, L1 entries and refcounts
+ *    change in memory (cache.c), after the data they speak for was written.
+ *  - co_q2_commit() is the only place that writes cached metadata: it takes copies of the dirty L2
+ *    slices and L1 entries, writes dirty refcount slices, makes a barrier (so all data and
+ *    refcounts that those copies speak for are durable: I1, I4, I5), then writes the copies. A
+ *    guest flush adds a second barrier (I8). Caches that need room commit without it.
+ *  - A new L2 table is written in full (zeroes or the copied old table) before its L1 entry exists
+ *    in memory, so that L1 entries and L2 slices may go in one epoch.
+ *  - Dereferenced clusters go to the quarantine (free.c): refcounts are decremented, host space
+ *    punched and clusters reused only after the commit that wrote the dereference, a barrier after
+ *    it, and the end of every request that began before it (request epochs, epoch.c). Until then
+ *    their refcount stays up, so that the allocator cannot see them.
+ *  - Structural operations (snapshots, resize, amend, repair) run alone: co_q2_quiesce_begin()
+ *    waits for requests and empties caches; they write with barriers of their own, and version 3
+ *    images carry DIRTY around the ones in which COPIED and refcounts disagree for a while.
+ *
+ * Locks, in this order: quiesce (request epochs) < commit_mutex < alloc_mutex < map_lock (spin).
+ * Nothing but co_mutexes is held across a yield.
+ */
+#ifndef DROVER_QCOW2_H
+#define DROVER_QCOW2_H
+
+#include "block/block.h"
+#include "qcow2/format.h"
+
+/* The header decoded, and its first cluster's variable part. Defined by header.c. */
+struct q2_unknown_ext {
+	struct list node;
+	uint32_t type, len;
+	uint8_t data[];
+};
+
+struct q2_header {
+	uint32_t version, cluster_bits, crypt_method, l1_size, reftable_clusters, nb_snapshots;
+	uint32_t refcount_order, header_length;
+	uint64_t size, l1_offset, reftable_offset, snapshots_offset;
+	uint64_t incompatible, compatible, autoclear;
+	uint8_t compression_type;
+	char *backing_name, *backing_format, *data_file; /* owned, NULL: none */
+	struct list unknown_ext;			 /* kept byte for byte */
+	uint8_t *feature_names; /* table as found, for messages; owned */
+	uint32_t feature_names_len;
+	bool has_bitmaps_ext, has_crypto_ext; /* extensions kept verbatim until issue B's code */
+	uint8_t bitmaps_ext[24];
+	uint8_t crypto_ext[16];
+};
+
+struct q2_slice;
+struct q2_cache;
+
+/* Host clusters whose reference is gone, on their way back to the free pool (free.c). */
+struct q2_free_queue;
+
+struct q2_snapshot_entry {
+	struct block_snapshot info; /* id, name owned */
+	uint64_t l1_offset;
+	uint32_t l1_size;
+	uint8_t *extra; /* extra data as found, owned */
+	uint32_t extra_len;
+};
+
+struct q2_image {
+	struct block_node *node; /* the qcow2 node */
+	struct block_node *file; /* node->child[BLOCK_ROLE_FILE], borrowed */
+	struct q2_header h;
+
+	/* Geometry derived from the header. */
+	uint64_t cluster_size;
+	uint32_t cluster_bits, l2_bits; /* l2_bits: log2 of entries per L2 table */
+	uint32_t l2_entry_size;		/* 8, or 16 with extended L2 */
+	uint32_t sub_bits;		/* log2 of subcluster size (== cluster_bits without) */
+	uint32_t subclusters;		/* 32 or 1 */
+	uint32_t refcount_bits;
+	uint64_t refblock_bits; /* log2 of refcounts per refcount block */
+	uint64_t max_refcount;
+	bool extl2, writable, lazy_refcounts;
+
+	/* Guarded by map_lock: L1 (host byte order), L2 slices. */
+	struct spin map_lock;
+	uint64_t *l1;
+	uint8_t *l1_dirty; /* one bit a 512-byte sector of the table */
+	uint32_t l1_alloc;
+	struct q2_cache *l2_cache;
+
+	/* Guarded by alloc_mutex: refcounts and the allocator. */
+	struct co_mutex alloc_mutex;
+	uint64_t *reftable; /* host byte order */
+	uint64_t reftable_entries;
+	struct q2_cache *ref_cache;
+	uint64_t free_hint;	/* cluster index where the search starts */
+	uint64_t file_clusters; /* clusters up to the highest allocated one */
+	uint64_t compressed_next; /* byte offset where the next compressed cluster goes; 0: none */
+
+	struct co_mutex commit_mutex;
+	struct q2_epochs *epochs;
+	struct q2_free_queue *frees;
+	struct q2_allocs *allocs; /* allocating writes in flight, by guest cluster (write.c) */
+
+	struct q2_snapshot_entry *snapshots;
+	uint32_t nb_snapshots;
+
+	bool corrupt;		/* found at run time: no more writes */
+	bool dirty_on_disk;	/* DIRTY is durable in the header */
+	bool headers_cleared;	/* unknown autoclear bits were cleared (before the first write) */
+	bool discard_no_unref, pass_discard;
+	int compression_level; /* 0: default fast level */
+};
+
+static inline struct q2_image *q2_image(struct block_node *n)
+{
+	return n->priv;
+}
+
+static inline uint64_t q2_cluster_offset(const struct q2_image *img, uint64_t off)
+{
+	return off & (img->cluster_size - 1);
+}
+
+static inline uint64_t q2_l1_index(const struct q2_image *img, uint64_t off)
+{
+	return off >> (img->cluster_bits + img->l2_bits);
+}
+
+static inline uint64_t q2_l2_index(const struct q2_image *img, uint64_t off)
+{
+	return (off >> img->cluster_bits) & ((1ULL << img->l2_bits) - 1);
+}
+
+/* L1 entries needed for `size` bytes. */
+static inline uint64_t q2_l1_needed(const struct q2_image *img, uint64_t size)
+{
+	return div_up(size, 1ULL << (img->cluster_bits + img->l2_bits));
+}
+
+/* --- driver.c: the table entry, open and close --- */
+extern const struct block_driver block_qcow2;
+
+/* --- header.c: parse, validate, write --- */
+/* Reads and checks everything in the first cluster against the limits; sentences name `filename`.
+ * On success *h owns its strings. */
+int co_q2_header_read(struct block_node *file, const char *filename, struct q2_header *h,
+	struct error *err);
+void q2_header_destroy(struct q2_header *h);
+/* Fills img's geometry from img->h. */
+void q2_geometry(struct q2_image *img);
+/* The 512 bytes of sector 0 for `h` as it stands, the rest of the sector kept from `sector`. */
+void q2_header_encode(const struct q2_header *h, uint8_t sector[512]);
+/* I7: writes sector 0 from img->h in one write; no barrier of its own. */
+int co_q2_header_write(struct q2_image *img);
+/* Barrier, sector 0, barrier: the new state is durable, or the old one stands. */
+int co_q2_header_switch(struct q2_image *img);
+/* Rewrites extensions and the backing name as well: new strings into unused bytes of the first
+ * cluster < sector 0. */
+int co_q2_header_write_all(struct q2_image *img, struct error *err);
+/* The whole first cluster of a new image, for create; `buf` is cluster_size bytes, zeroed. */
+int q2_header_build(const struct q2_header *h, uint8_t *buf, size_t len, struct error *err);
+/* Sets or clears DIRTY durably (no-op on version 2). */
+int co_q2_set_dirty(struct q2_image *img, bool dirty);
+/* A corruption was found at run time: sets the corrupt bit on disk (version 3), refuses further
+ * writes, writes one trace line and calls the log hook. Returns -EUCLEAN. */
+int co_q2_corrupt(struct q2_image *img, const char *fmt, ...) attr_printf(2, 3);
+/* Before the first write of any kind: clears unknown autoclear bits and those whose data we would
+ * make stale, durable. */
+int co_q2_before_write(struct q2_image *img);
+
+/* --- cache.c: slices of L2 tables and refcount blocks, within a byte budget --- */
+struct q2_slice {
+	struct list lru;
+	struct q2_slice *hash_next;
+	uint64_t off; /* host offset of the slice in the file */
+	uint32_t refs;
+	bool dirty, loading;
+	uint64_t gen; /* counts changes, so that a commit knows whether its copy is current */
+	uint8_t *data; /* slice_size bytes, big-endian as on disk */
+};
+
+/* A cached slice with a reference, loaded when needed (may yield and evict; may commit). */
+int co_q2_cache_get(struct q2_image *img, struct q2_cache *c, uint64_t off, struct q2_slice **ret);
+/* Without yielding: NULL on a miss. The caller holds the cache's lock (map_lock or alloc_mutex). */
+struct q2_slice *q2_cache_peek(struct q2_cache *c, uint64_t off);
+void q2_cache_put(struct q2_cache *c, struct q2_slice *s);
+void q2_cache_mark_dirty(struct q2_cache *c, struct q2_slice *s);
+uint32_t q2_cache_slice_size(const struct q2_cache *c);
+/* Forgets every (clean, unreferenced) slice: structural operations that wrote to disk directly. */
+void q2_cache_drop(struct q2_image *img, struct q2_cache *c);
+
+/* --- map.c: guest offset to host extent --- */
+enum q2_kind {
+	Q2_UNALLOCATED,	 /* backing shows through */
+	Q2_ZERO_PLAIN,	 /* reads zero, no host cluster */
+	Q2_ZERO_ALLOC,	 /* reads zero, host cluster reserved */
+	Q2_DATA,
+	Q2_DATA_COMPRESSED,
+};
+struct q2_mapping {
+	enum q2_kind kind;
+	uint64_t len;	   /* bytes from the offset asked for, all of this kind (contiguous on the
+			      host for DATA and ZERO_ALLOC) */
+	uint64_t host_off; /* of the first byte (DATA, ZERO_ALLOC), or the compressed data */
+	uint64_t entry;	   /* raw first L2 entry (host order) */
+	uint64_t bitmap;   /* extended L2: its second word */
+	bool copied;	   /* the L2 table and the cluster may be written in place */
+};
+/* What lies at off (len > 0 bytes at most). Yields only when a slice must be read. -EUCLEAN after
+ * marking the image corrupt when a table makes no sense. */
+int co_q2_map(struct q2_image *img, uint64_t off, uint64_t len, struct q2_mapping *ret);
+
+/* --- refcount.c, alloc.c --- */
+/* n contiguous free clusters with refcount set to 1 (in the cache); grows the structures when
+ * needed. *ret is the host offset. Checks the result against known metadata (overlap). */
+int co_q2_alloc(struct q2_image *img, uint64_t n, uint64_t *ret);
+/* As many of the n clusters as are free right at host offset `at`; *got may be 0. */
+int co_q2_alloc_at(struct q2_image *img, uint64_t at, uint64_t n, uint64_t *got);
+int co_q2_refcount_get(struct q2_image *img, uint64_t cluster, uint64_t *ret);
+/* Adds delta (+1, -1) to each of n clusters from host offset off; -EUCLEAN on underflow, -EFBIG
+ * beyond the width. In the cache; durable by the next commit. Callers obey I2. */
+int co_q2_refcount_add(struct q2_image *img, uint64_t off, uint64_t n, int delta);
+/* Reads or writes refcount i of a block held in memory, any width. */
+uint64_t q2_refcount_load(const void *block, uint64_t i, unsigned order);
+void q2_refcount_store(void *block, uint64_t i, unsigned order, uint64_t value);
+/* Would a metadata write to [off, off+len) hit the header, tables or other known metadata? */
+int co_q2_overlap_check(struct q2_image *img, uint64_t off, uint64_t len);
+
+/* --- free.c: the quarantine --- */
+/* The reference to these n clusters was removed in memory. Never yields. */
+int q2_free_clusters(struct q2_image *img, uint64_t off, uint64_t n);
+/* The same for what an L2 entry refers to, compressed or not. */
+int q2_free_entry(struct q2_image *img, uint64_t entry);
+/* Everything queued so far leaves the quarantine before it returns (commits as needed). */
+int co_q2_free_drain(struct q2_image *img);
+
+/* --- epoch.c: requests in flight --- */
+unsigned co_q2_request_enter(struct q2_image *img); /* waits while quiesced; returns a token */
+void q2_request_leave(struct q2_image *img, unsigned token);
+/* Alone on the image: no request in flight, caches committed and empty, quarantine empty. */
+int co_q2_quiesce_begin(struct q2_image *img);
+void co_q2_quiesce_end(struct q2_image *img);
+
+/* --- commit.c: the one writer of cached metadata --- */
+/* Writes all metadata dirty at the call in the order of the theory above; with `durable` it ends
+ * with a barrier. */
+int co_q2_commit(struct q2_image *img, bool durable);
+/* A barrier of the image file (and lets the quarantine advance). */
+int co_q2_barrier(struct q2_image *img);
+
+/* --- read.c, write.c, discard.c: guest requests (driver methods) --- */
+int co_q2_read(struct block_node *n, struct block_io *io);
+int co_q2_write(struct block_node *n, struct block_io *io);
+int co_q2_zero(struct block_node *n, struct block_io *io);
+int co_q2_discard(struct block_node *n, struct block_io *io);
+int co_q2_flush(struct block_node *n);
+int co_q2_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret);
+/* As co_q2_read() through an L1 table other than the active one (snapshots), host order. */
+/* Allocates every cluster of [off, off+len) without data (preallocation=metadata). */
+int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum block_prealloc mode,
+	struct error *err);
+
+/* --- compress.c: cluster codecs (pure) and compressed writing --- */
+/* One whole cluster out of src (len bytes, may have trailing garbage): 0 or -EIO. Thread-safe. */
+int q2_decompress(enum q2_compression type, const void *src, size_t len, void *dst,
+	size_t cluster_size);
+extern const struct block_compress_ops q2_compress_ops;
+int co_q2_write_compressed(struct block_node *n, struct block_io *io);
+
+/* --- create.c --- */
+extern const struct conf_key q2_create_keys[];
+int co_q2_create(const struct block_create *c, struct error *err);
+int co_q2_measure(struct conf *opts, struct block_node *src, uint64_t size,
+	struct block_measure *ret, struct error *err);
+
+/* --- info.c: what `info` shows; dump of metadata --- */
+extern const struct block_image_ops q2_image_ops;
+
+/* --- snapshot.c (table), snapshot-ops.c (create, apply, delete), snapshot-view.c (open) --- */
+int co_q2_snapshots_load(struct q2_image *img, struct error *err);
+void q2_snapshots_free(struct q2_image *img);
+extern const struct block_snapshot_ops q2_snapshot_ops;
+extern const struct block_vmstate_ops q2_vmstate_ops;
+
+/* --- resize.c --- */
+int co_q2_resize(struct block_node *n, const struct block_resize *r, struct error *err);
+/* --- empty.c: drops all allocations (commit) --- */
+int co_q2_make_empty(struct block_node *n, struct error *err);
+
+/* --- check.c (walk and count), repair.c (fix) --- */
+extern const struct block_check_ops q2_check_ops;
+/* For the rw open of an image with DIRTY set: rebuilds refcounts, clears the bit. */
+int co_q2_check_dirty(struct q2_image *img, struct error *err);
+
+#endif
