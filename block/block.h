@@ -221,6 +221,10 @@ struct block_image_ops {
 		struct error *err);
 	/* Drops every allocation, so that the backing shows through; crash-safe (commit). */
 	int (*co_make_empty)(struct block_node *n, struct error *err);
+	/* The image was created with the creation option `incomplete` and opened with the open
+	 * option of that name: everything so far becomes durable, then the header says that it is
+	 * an image (no-op on other images). Until then it cannot be opened without the option. */
+	int (*co_finalize)(struct block_node *n, struct error *err);
 	/* Support data without guest content, human-readable, one item a line, into out. */
 	int (*co_dump_metadata)(struct block_node *n,
 		void (*emit)(void *arg, const char *line), void *arg, struct error *err);

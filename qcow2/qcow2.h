@@ -122,7 +122,10 @@ struct q2_image {
 	bool dirty_on_disk;	/* DIRTY is durable in the header */
 	bool headers_cleared;	/* unknown autoclear bits were cleared (before the first write) */
 	bool discard_no_unref, pass_discard;
-	int compression_level; /* 0: default fast level */
+	/* Open option of a target that convert is still filling: sector 0 has no magic, and every
+	 * header write leaves it out, until co_finalize of the image ops. */
+	bool incomplete;
+	int compression_level; /* open option compression-level; 0: default fast level */
 };
 
 static inline struct q2_image *q2_image(struct block_node *n)
@@ -274,6 +277,13 @@ int co_q2_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_
 int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum block_prealloc mode,
 	struct error *err);
 
+/* Links whole clusters whose data was written (compressed writing): for each guest cluster off[i]
+ * (ascending) the L2 entry becomes entry[i], which is q2_compressed_entry() or `host offset |
+ * Q2_COPIED` for a plain cluster (extended L2: all subclusters allocated then). Makes new L2 tables,
+ * dereferences what the old entries referred to, waits for allocating writes in flight on the same
+ * clusters. In the cache, as every L2 change. write.c. */
+int co_q2_link(struct q2_image *img, const uint64_t *off, const uint64_t *entry, unsigned n);
+
 /* --- compress.c: cluster codecs (pure) and compressed writing --- */
 /* One whole cluster out of src (len bytes, may have trailing garbage): 0 or -EIO. Thread-safe. */
 int q2_decompress(enum q2_compression type, const void *src, size_t len, void *dst,
@@ -281,9 +291,33 @@ int q2_decompress(enum q2_compression type, const void *src, size_t len, void *d
 extern const struct block_compress_ops q2_compress_ops;
 int co_q2_write_compressed(struct block_node *n, struct block_io *io);
 
+/* --- layout.c: how many clusters the metadata takes --- */
+struct q2_create_params {
+	uint64_t size;
+	uint32_t version, cluster_bits, refcount_order;
+	uint8_t compression;
+	bool extl2, lazy_refcounts, incomplete;
+	enum block_prealloc prealloc;
+	const char *backing_name, *backing_format; /* borrowed from the options; NULL: none */
+};
+
+/* Clusters by kind. */
+struct q2_layout {
+	uint64_t data, l2_tables, l1_clusters, refblocks, reftable;
+	uint64_t metadata; /* all but data, with the header */
+	uint64_t total;
+};
+/* With `full` as if every guest cluster were allocated, else without L2 tables and data. -EFBIG
+ * when the L1 table would be too large. */
+int q2_layout(const struct q2_create_params *p, bool full, struct q2_layout *ret);
+
 /* --- create.c --- */
 extern const struct conf_key q2_create_keys[];
+/* Creation options, checked; `size` is the default of the option of that name, UINT64_MAX: none. */
+int q2_create_parse(struct conf *opts, uint64_t size, struct q2_create_params *ret,
+	struct error *err);
 int co_q2_create(const struct block_create *c, struct error *err);
+/* --- measure.c --- */
 int co_q2_measure(struct conf *opts, struct block_node *src, uint64_t size,
 	struct block_measure *ret, struct error *err);
 
