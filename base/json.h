@@ -12,7 +12,7 @@
 struct json_writer {
 	FILE *out; /* borrowed */
 	unsigned depth;
-	bool compact; /* one line, ", " and ": " between */
+	bool compact; /* one line, ", " and ": " between; a list at the top has an object a line */
 	bool need_comma[64];
 	bool is_list[64];
 };
@@ -31,5 +31,7 @@ void json_i64(struct json_writer *w, const char *key, int64_t value);
 void json_double(struct json_writer *w, const char *key, double value);
 void json_bool(struct json_writer *w, const char *key, bool value);
 void json_null(struct json_writer *w, const char *key);
+/* A number, true, false or null as it stands in `token`. */
+void json_raw(struct json_writer *w, const char *key, const char *token);
 
 #endif

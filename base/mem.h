@@ -31,5 +31,7 @@ static inline void mem_freep(void *pp)
  * too; k == 0 turns it off. Returns the number of allocations since the last call. Process-wide.
  */
 uint64_t mem_fail_at(uint64_t k, bool forever);
+/* Counts an allocation made by other means (mmap); true: it has to fail. */
+bool mem_fault(void);
 
 #endif

@@ -44,9 +44,11 @@ struct ring *ring_self(void);
 int ring_get(struct ring **ret, struct error *err);
 enum ring_kind ring_kind(const struct ring *ring);
 
-/* One turn: run what is ready, submit, collect completions. Waits up to timeout_ns for something
- * to happen (0: not at all, negative: for ever). Returns the number of coroutines that ran, or a
- * negative errno. Not from inside a coroutine. */
+/* One turn: submit, collect completions, run what is ready. Waits up to timeout_ns for something
+ * to happen (0: not at all, negative: for ever), and not at all when a coroutine is ready. Returns
+ * the number of coroutines that ran (0 also after a signal or a ring_kick()), or a negative errno.
+ * What coroutines start in a turn that may wait is submitted by the next turn: call it in a loop,
+ * or end with a turn of timeout 0. Not from inside a coroutine. */
 int ring_turn(struct ring *ring, int64_t timeout_ns);
 /* Makes a ring_turn() that waits, on whatever thread, return. Async-signal-safe. */
 void ring_kick(struct ring *ring);
@@ -67,6 +69,25 @@ ssize_t co_pwritev(int fd, const struct iovec *iov, unsigned niov, uint64_t off,
 ssize_t co_read_full(int fd, struct iov_slice buf, uint64_t off);
 /* Writes the whole slice: 0 or negative errno. -EIO when the file takes nothing more. */
 int co_write_full(int fd, struct iov_slice buf, uint64_t off);
+
+/*
+ * How a read or write is best made; the file driver knows, from the open flags and the file system.
+ * The sim engine takes all of them for IO_RING.
+ */
+enum io_hint {
+	IO_RING,	/* asynchronously: O_DIRECT, cold or large buffered I/O */
+	IO_INLINE,      /* by a plain call at once: small buffered overwrites; may block for long */
+	IO_NOWAIT_FIRST /* RWF_NOWAIT at once, by the ring what would have to wait: small buffered
+			 * reads. Where the file knows no RWF_NOWAIT that costs a call: probe. */
+};
+ssize_t co_preadv_hint(int fd, const struct iovec *iov, unsigned niov, uint64_t off, int rwf,
+	enum io_hint hint);
+ssize_t co_pwritev_hint(int fd, const struct iovec *iov, unsigned niov, uint64_t off, int rwf,
+	enum io_hint hint);
+ssize_t co_read_full_hint(
+	int fd, struct iov_slice buf, uint64_t off, int rwf, enum io_hint hint);
+int co_write_full_hint(int fd, struct iov_slice buf, uint64_t off, int rwf, enum io_hint hint);
+
 int co_fsync(int fd, bool data_only);
 int co_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 /* By the worker pool where the kernel has no asynchronous form. */

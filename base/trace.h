@@ -13,7 +13,7 @@ extern bool trace_any; /* is any pattern set? */
 /* Event names are "room_object_verb"; arguments are evaluated only when tracing is on. */
 #define trace(event, ...)                                                                          \
 	do {                                                                                       \
-		if (unlikely(trace_any))                                                           \
+		if (unlikely(__atomic_load_n(&trace_any, __ATOMIC_RELAXED)))                       \
 			trace_emit(event, __VA_ARGS__);                                            \
 	} while (0)
 
