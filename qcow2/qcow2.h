@@ -55,6 +55,8 @@ struct q2_header {
 	uint64_t size, l1_offset, reftable_offset, snapshots_offset;
 	uint64_t incompatible, compatible, autoclear;
 	uint8_t compression_type;
+	uint64_t backing_offset, ext_end; /* where the name stands; end of the extension area */
+	uint32_t backing_len;
 	char *backing_name, *backing_format, *data_file; /* owned, NULL: none */
 	struct list unknown_ext;			 /* kept byte for byte */
 	uint8_t *feature_names; /* table as found, for messages; owned */
@@ -162,11 +164,28 @@ extern const struct block_driver block_qcow2;
  * On success *h owns its strings. */
 int co_q2_header_read(struct block_node *file, const char *filename, struct q2_header *h,
 	struct error *err);
-void q2_header_destroy(struct q2_header *h);
+void q2_header_destroy(struct q2_header *h); /* also of a zeroed one */
+/* The pure part: buf holds the start of the file, up to one cluster. */
+int q2_header_decode(const uint8_t *buf, size_t len, const char *filename, struct q2_header *ret,
+	struct error *err);
+/* Hands h over; src is empty afterwards. */
+void q2_header_move(struct q2_header *dst, struct q2_header *src);
+/* The printable name of a feature bit from the image's table, "" when it has none. kind: 0
+ * incompatible, 1 compatible, 2 autoclear. */
+void q2_feature_name(const struct q2_header *h, unsigned kind, unsigned bit, char *ret, size_t n);
 /* Fills img's geometry from img->h. */
 void q2_geometry(struct q2_image *img);
+
+/* --- header-build.c: encode --- */
 /* The 512 bytes of sector 0 for `h` as it stands, the rest of the sector kept from `sector`. */
 void q2_header_encode(const struct q2_header *h, uint8_t sector[512]);
+/* The whole first cluster of a new image, for create; `buf` is cluster_size bytes, zeroed.
+ * h->header_length must be set (Q2_H_V2_LENGTH, Q2_H_V3_LENGTH). */
+int q2_header_build(const struct q2_header *h, uint8_t *buf, size_t len, struct error *err);
+uint64_t q2_header_build_extensions(
+	const struct q2_header *h, uint8_t *buf, size_t len, uint64_t reserve, bool feature_names);
+
+/* --- header-io.c: read and write --- */
 /* I7: writes sector 0 from img->h in one write; no barrier of its own. */
 int co_q2_header_write(struct q2_image *img);
 /* Barrier, sector 0, barrier: the new state is durable, or the old one stands. */
@@ -174,8 +193,6 @@ int co_q2_header_switch(struct q2_image *img);
 /* Rewrites extensions and the backing name as well: new strings into unused bytes of the first
  * cluster < sector 0. */
 int co_q2_header_write_all(struct q2_image *img, struct error *err);
-/* The whole first cluster of a new image, for create; `buf` is cluster_size bytes, zeroed. */
-int q2_header_build(const struct q2_header *h, uint8_t *buf, size_t len, struct error *err);
 /* Sets or clears DIRTY durably (no-op on version 2). */
 int co_q2_set_dirty(struct q2_image *img, bool dirty);
 /* A corruption was found at run time: sets the corrupt bit on disk (version 3), refuses further
