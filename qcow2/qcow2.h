@@ -33,7 +33,8 @@
  *    waits for requests and empties caches; they write with barriers of their own, and version 3
  *    images carry DIRTY around the ones in which COPIED and refcounts disagree for a while.
  *
- * Locks, in this order: quiesce (request epochs) < commit_mutex < alloc_mutex < map_lock (spin).
+ * Locks, in this order: quiesce (request epochs) < commit_mutex < alloc_mutex < header_mutex <
+ * map_lock (spin).
  * Nothing but co_mutexes is held across a yield.
  */
 #ifndef DROVER_QCOW2_H
@@ -83,7 +84,9 @@ struct q2_snapshot_entry {
 struct q2_image {
 	struct block_node *node; /* the qcow2 node */
 	struct block_node *file; /* node->child[BLOCK_ROLE_FILE], borrowed */
+	struct co_mutex header_mutex; /* innermost: sector 0 and the feature words */
 	struct q2_header h;
+	uint8_t sector0[512];
 
 	/* Geometry derived from the header. */
 	uint64_t cluster_size;
@@ -160,10 +163,6 @@ static inline uint64_t q2_l1_needed(const struct q2_image *img, uint64_t size)
 extern const struct block_driver block_qcow2;
 
 /* --- header.c: parse, validate, write --- */
-/* Reads and checks everything in the first cluster against the limits; sentences name `filename`.
- * On success *h owns its strings. */
-int co_q2_header_read(struct block_node *file, const char *filename, struct q2_header *h,
-	struct error *err);
 void q2_header_destroy(struct q2_header *h); /* also of a zeroed one */
 /* The pure part: buf holds the start of the file, up to one cluster. */
 int q2_header_decode(const uint8_t *buf, size_t len, const char *filename, struct q2_header *ret,
@@ -186,6 +185,11 @@ uint64_t q2_header_build_extensions(
 	const struct q2_header *h, uint8_t *buf, size_t len, uint64_t reserve, bool feature_names);
 
 /* --- header-io.c: read and write --- */
+/* Reads and checks everything in the first cluster against the limits; sentences name `filename`.
+ * On success *h owns its strings. With `incomplete` the magic may be missing. */
+int co_q2_header_read(struct block_node *file, const char *filename, bool incomplete,
+	struct q2_header *h, struct error *err);
+int co_q2_header_load_sector(struct q2_image *img); /* img->sector0, at open */
 /* I7: writes sector 0 from img->h in one write; no barrier of its own. */
 int co_q2_header_write(struct q2_image *img);
 /* Barrier, sector 0, barrier: the new state is durable, or the old one stands. */
