@@ -33,8 +33,8 @@
  *    waits for requests and empties caches; they write with barriers of their own, and version 3
  *    images carry DIRTY around the ones in which COPIED and refcounts disagree for a while.
  *
- * Locks, in this order: quiesce (request epochs) < commit_mutex < alloc_mutex < header_mutex <
- * map_lock (spin).
+ * Locks, in this order: quiesce (request epochs) < compress_mutex < commit_mutex < alloc_mutex <
+ * header_mutex < map_lock (spin).
  * Nothing but co_mutexes is held across a yield.
  */
 #ifndef DROVER_QCOW2_H
@@ -113,6 +113,7 @@ struct q2_image {
 	struct q2_cache *ref_cache;
 	uint64_t free_hint;	/* cluster index where the search starts */
 	uint64_t file_clusters; /* clusters up to the highest allocated one */
+	struct co_mutex compress_mutex; /* before alloc_mutex: one compressed reservation at a time */
 	uint64_t compressed_next; /* byte offset where the next compressed cluster goes; 0: none */
 
 	struct co_mutex commit_mutex;
@@ -258,6 +259,9 @@ int co_q2_refcount_get(struct q2_image *img, uint64_t cluster, uint64_t *ret);
 /* Adds delta (+1, -1) to each of n clusters from host offset off; -EUCLEAN on underflow, -EFBIG
  * beyond the width. In the cache; durable by the next commit. Callers obey I2. */
 int co_q2_refcount_add(struct q2_image *img, uint64_t off, uint64_t n, int delta);
+/* Adds n to the count of the cluster at host offset off if it is not zero: -ENOENT when it is,
+ * -EFBIG beyond the width. Atomic against frees: compressed clusters that join a host cluster. */
+int co_q2_refcount_raise(struct q2_image *img, uint64_t off, uint64_t n);
 /* Reads or writes refcount i of a block held in memory, any width. */
 uint64_t q2_refcount_load(const void *block, uint64_t i, unsigned order);
 void q2_refcount_store(void *block, uint64_t i, unsigned order, uint64_t value);
@@ -305,10 +309,19 @@ int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum blo
  * clusters. In the cache, as every L2 change. write.c. */
 int co_q2_link(struct q2_image *img, const uint64_t *off, const uint64_t *entry, unsigned n);
 
-/* --- compress.c: cluster codecs (pure) and compressed writing --- */
+/* --- codec.c: cluster codecs, pure --- */
+struct q2_encoder;
+/* One per thread; NULL: no memory. Levels: head of codec.c. */
+struct q2_encoder *q2_encoder_new(enum q2_compression type, int level, uint32_t cluster_size);
+void q2_encoder_free(struct q2_encoder *e); /* NULL is fine */
+/* One cluster from src to dst (room for a cluster): 0 and *ret_len, 1 when it does not shrink, or a
+ * negative errno. */
+int q2_encode(struct q2_encoder *e, const void *src, void *dst, uint32_t *ret_len);
 /* One whole cluster out of src (len bytes, may have trailing garbage): 0 or -EIO. Thread-safe. */
 int q2_decompress(enum q2_compression type, const void *src, size_t len, void *dst,
 	size_t cluster_size);
+
+/* --- compress.c: compressed writing --- */
 extern const struct block_compress_ops q2_compress_ops;
 int co_q2_write_compressed(struct block_node *n, struct block_io *io);
 
