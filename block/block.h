@@ -75,6 +75,8 @@ enum block_open_flags {
 	BLOCK_OPEN_EXCL = 1u << 9,	  /* with CREATE: -EEXIST when the file exists */
 	BLOCK_OPEN_COPY_ON_READ = 1u << 10,
 	BLOCK_OPEN_PROBED = 1u << 11, /* set by node.c: the format was found by probing */
+	BLOCK_OPEN_STORE = 1u << 12,  /* set by node.c: a format lives in this node; reads beyond
+					 the end give zeroes */
 };
 
 /* Host cache modes as users name them. */
@@ -131,6 +133,7 @@ struct block_caps {
 	uint64_t cluster;	/* allocation unit in bytes; 0: none */
 	bool zero_init;		/* a newly created node reads as zeroes */
 	bool can_backing;	/* format with backing files */
+	bool grows;		/* writes beyond the end extend it (openers with RESIZE) */
 };
 
 struct block_stats {
@@ -302,7 +305,9 @@ struct block_compress_ops {
 
 /* The table of a driver. A method that is NULL passes through to the file child in a filter and
  * answers -ENOTSUP otherwise; block/io.c guarantees: 0 < len, range inside the node (drivers never
- * see more), alignment to caps, only flags in caps, buf.len == len. */
+ * see more), alignment to caps, only flags in caps, buf.len == len. A request that reaches the end of
+ * the node may end unaligned there. After a successful co_flush io.c flushes the children in the
+ * roles FILE and DATA by itself; co_flush writes out the driver's own caches. */
 struct block_driver {
 	const char *name;
 	enum block_kind kind;
@@ -360,8 +365,9 @@ const struct block_driver *const *block_drivers(void);
  */
 int co_block_open(const struct conf *spec, const struct block_open_opts *o,
 	struct block_node **ret, struct error *err);
-/* Called by a format's co_open: opens the backing file named inside the image, relative to the
- * image's folder, under the trust rules; sets child[BLOCK_ROLE_BACKING]. */
+/* Called by a format's co_open: asks for the backing file named inside the image, relative to the
+ * image's folder, under the trust rules. It is opened, and child[BLOCK_ROLE_BACKING] set, right
+ * after co_open has returned: a chain is opened layer by layer, not on one ever deeper stack. */
 int co_block_open_backing(struct block_node *n, const char *name, const char *format,
 	struct conf *override, struct error *err);
 /* The spec for a file name as users type it: plain path, `json:{...}`, URL; format NULL: probe. */
