@@ -85,7 +85,11 @@ $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(INTERNAL)
 $(BUILD)/pkg.mk: scripts/pkg-flags scripts/variant.mk
 	@mkdir -p $(@D)
 	$(Q)PKG_CONFIG="$(PKG_CONFIG)" scripts/pkg-flags $(PKGS) $(ISAL) >$@.new && mv $@.new $@
+# Goals that only install, or that call make again once they have, do without.
+ifneq ($(filter-out help clean lint deps% quickstart check check-asan check-tsan check-interop \
+	check-arm64,$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/pkg.mk
+endif
 
 include scripts/check.mk
 

@@ -19,8 +19,9 @@ CC             := clang
 VARIANT_FLAGS  := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined -O1 -DDROVER_FUZZ=1
 SO_FLAGS       :=
 else ifeq ($(VARIANT),arm64)
-CC             := aarch64-linux-gnu-gcc
-PKG_CONFIG     := aarch64-linux-gnu-pkg-config
+# The libraries stand in a sysroot that scripts/get-arm64 lays out.
+CC             := aarch64-linux-gnu-gcc --sysroot=$(CURDIR)/build/arm64-root
+PKG_CONFIG     := scripts/arm64-pkg-config
 OBJCOPY        := aarch64-linux-gnu-objcopy
 LD_R            = aarch64-linux-gnu-ld -r
 else ifneq ($(VARIANT),)
