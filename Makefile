@@ -32,6 +32,7 @@ TOOL_OBJ := $(TOOL_SRC:%.c=$(BUILD)/obj/%.o)
 TESTS    := $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_*.c))
 
 INTERNAL := $(BUILD)/lib/libdrover-internal.a
+TOOL_LIB := $(BUILD)/lib/tools.a
 BINS     := $(TOOLS:%=$(BUILD)/bin/%)
 
 .PHONY: all lib tools tests clean help
@@ -67,11 +68,17 @@ $(BUILD)/lib/libdrover.so: $(OBJ) lib/libdrover.map
 		-Wl,--version-script=lib/libdrover.map -o $@ $(OBJ) $(PKG_LIBS)
 	$(Q)ln -sf libdrover.so $(BUILD)/lib/libdrover.so.0
 
+# What the tools share; each takes what it uses.
+$(TOOL_LIB): $(TOOL_OBJ)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  AR    $@")
+	$(Q)rm -f $@ && ar rcs $@ $^
+
 define tool_rule
-$(BUILD)/bin/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tools/$(1)/*.c)) $(TOOL_OBJ) $(INTERNAL)
+$(BUILD)/bin/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tools/$(1)/*.c)) $(TOOL_LIB) $(INTERNAL)
 	@mkdir -p $$(@D)
 	$(if $(V),,@echo "  LD    $$@")
-	$(Q)$(CC) $(ALLFLAGS) -o $$@ $$^ $(PKG_LIBS)
+	$(Q)$$(CC) $$(ALLFLAGS) -o $$@ $$^ $$(PKG_LIBS)
 endef
 $(foreach t,$(TOOLS),$(eval $(call tool_rule,$(t))))
 

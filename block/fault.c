@@ -222,6 +222,27 @@ int fault_resume(struct block_node *n, const char *tag)
 	return r;
 }
 
+int fault_unbreak(struct block_node *n, const char *tag)
+{
+	struct fault_state *s = n->priv;
+	int r = -ENOENT;
+
+	spin_lock(&s->lock);
+	for (unsigned i = 0; i < BREAKS_MAX; i++) {
+		struct breakpoint *b = &s->breaks[i];
+
+		if (!b->event[0] || (tag && strcmp(b->tag, tag)))
+			continue;
+		if (b->held)
+			co_queue_wake_all(&b->waiter);
+		b->held = false;
+		b->event[0] = b->tag[0] = 0;
+		r = 0;
+	}
+	spin_unlock(&s->lock);
+	return r;
+}
+
 /* --- the driver ---------------------------------------------------------------------------- */
 
 static int parse_rule(struct conf *c, struct fault_rule *rule, struct error *err)

@@ -37,6 +37,8 @@ uint64_t fault_calls(struct block_node *n, uint32_t ops);
 int fault_break(struct block_node *n, const char *event, const char *tag);
 bool fault_is_held(struct block_node *n, const char *tag);
 int fault_resume(struct block_node *n, const char *tag); /* -ENOENT: nobody is held there */
+/* Forgets the breakpoints of that name (NULL: all); who is held there goes on. -ENOENT: none. */
+int fault_unbreak(struct block_node *n, const char *tag);
 
 void co_fault_fire(struct block_node *n, const char *event);
 
