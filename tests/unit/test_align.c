@@ -91,7 +91,7 @@ static struct iov_slice scatter(char *mem, size_t len, struct iovec *iov, unsign
 		size_t part = 1 + (size_t)rand() % left;
 
 		if (rand() % 2)
-			part = MIN(left, align_up(part, 512));
+			part = align_up(part, 512) < left ? align_up(part, 512) : left;
 		if (n == max - 1)
 			part = left;
 		if (!n)
