@@ -141,8 +141,9 @@ int co_node_open_on(const struct block_driver *drv, struct block_node *file,
 	int r = node_new(drv, spec, o, &x);
 
 	if (r) {
+		error_set_errno(err, r, "Could not open '%s'", name ? name : drv->name);
 		co_block_node_unref(file);
-		return error_set_errno(err, r, "Could not open '%s'", name ? name : drv->name);
+		return r;
 	}
 	n = &x->pub;
 	n->child[BLOCK_ROLE_FILE] = file;
