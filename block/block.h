@@ -150,6 +150,8 @@ struct block_node {
 	struct block_caps caps; /* filled by open */
 	struct block_node *child[BLOCK_ROLES]; /* NULL where there is none */
 	struct block_inflight *inflight;
+	struct spin dirty_lock;    /* dirty.c: guards the list of attached bitmaps */
+	struct block_dirty *dirty; /* dirty.c: first of the list; read atomically */
 	struct block_stats stats;
 	uint32_t refs; /* atomic */
 	bool broken_flush; /* I9: a flush failed; no later flush succeeds */
@@ -444,6 +446,9 @@ bool block_dirty_next(const struct block_dirty *d, uint64_t off, bool dirty, uin
 /* Attached, it records every write, zero and discard that completes on the node. */
 int block_dirty_attach(struct block_node *n, struct block_dirty *d);
 void block_dirty_detach(struct block_node *n, struct block_dirty *d);
+/* Called by io.c when a write, zero or discard on n has completed, also when it failed half-way.
+ * Costs one load when nothing is attached. */
+void block_dirty_record(struct block_node *n, uint64_t off, uint64_t len);
 
 /* --- job.c: pause, cancel, rate, progress of long work -------------------------------------- */
 
@@ -464,6 +469,8 @@ void block_job_pause(struct block_job *job, bool paused);
 /* Called by the work for every piece: sleeps for pause and rate, counts, calls progress.
  * -ECANCELED when cancelled. */
 int co_block_job_step(struct block_job *job, uint64_t bytes);
+/* As co_block_job_step() for bytes that cost no I/O (holes): counted, not rate-limited. */
+int co_block_job_skip(struct block_job *job, uint64_t bytes);
 
 /* --- copy.c: the one copy engine ------------------------------------------------------------ */
 
@@ -478,6 +485,7 @@ struct block_copy {
 				 data as data */
 	bool dst_is_zero;     /* dst reads as zeroes where nothing is written */
 	bool dst_has_backing; /* unallocated in src stays unallocated in dst */
+	bool full_alloc;      /* zeroes are written as data, so that dst is allocated (-S 0) */
 	bool in_order;	      /* writes in ascending order (no -W) */
 	bool compress;
 	bool offload;		/* copy_file_range where both ends can */
