@@ -150,8 +150,6 @@ struct block_node {
 	struct block_caps caps; /* filled by open */
 	struct block_node *child[BLOCK_ROLES]; /* NULL where there is none */
 	struct block_inflight *inflight;
-	struct spin dirty_lock;    /* dirty.c: guards the list of attached bitmaps */
-	struct block_dirty *dirty; /* dirty.c: first of the list; read atomically */
 	struct block_stats stats;
 	uint32_t refs; /* atomic */
 	bool broken_flush; /* I9: a flush failed; no later flush succeeds */
@@ -446,9 +444,6 @@ bool block_dirty_next(const struct block_dirty *d, uint64_t off, bool dirty, uin
 /* Attached, it records every write, zero and discard that completes on the node. */
 int block_dirty_attach(struct block_node *n, struct block_dirty *d);
 void block_dirty_detach(struct block_node *n, struct block_dirty *d);
-/* Called by io.c when a write, zero or discard on n has completed, also when it failed half-way.
- * Costs one load when nothing is attached. */
-void block_dirty_record(struct block_node *n, uint64_t off, uint64_t len);
 
 /* --- job.c: pause, cancel, rate, progress of long work -------------------------------------- */
 
