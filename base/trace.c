@@ -26,6 +26,8 @@ bool trace_any;
 
 static _Atomic(struct pattern *) patterns;
 static _Atomic(FILE *) trace_file;
+static trace_sink_fn *sink;
+static void *sink_arg;
 static pthread_mutex_t config_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t init_once = PTHREAD_ONCE_INIT;
 
@@ -74,6 +76,14 @@ void trace_emit(const char *event, const char *fmt, ...)
 
 	if (!enabled(event))
 		return;
+	if (sink) {
+		va_start(ap, fmt);
+		vsnprintf(line, sizeof(line), fmt, ap);
+		va_end(ap);
+		sink(sink_arg, event, line);
+		errno = saved;
+		return;
+	}
 	clock_gettime(CLOCK_REALTIME, &ts);
 	n = snprintf(line, sizeof(line), "%d@%lld.%06ld:%s ", (int)getpid(), (long long)ts.tv_sec,
 		ts.tv_nsec / 1000, event);
@@ -83,6 +93,12 @@ void trace_emit(const char *event, const char *fmt, ...)
 	/* One call, so that lines of several threads stay whole. */
 	fprintf(f ? f : stderr, "%s\n", line);
 	errno = saved;
+}
+
+void trace_sink(trace_sink_fn *fn, void *arg)
+{
+	sink_arg = arg;
+	sink = fn;
 }
 
 static int pattern_add(const char *text, size_t n, struct error *err)

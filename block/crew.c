@@ -19,6 +19,7 @@ struct crew_ring {
 	unsigned index;
 	struct co_counter running;
 	struct ring_thread *thread;
+	bool ran;
 };
 
 struct crew_member {
@@ -50,6 +51,7 @@ static int ring_main(void *arg)
 	struct crew_ring *ring = arg;
 	struct crew *crew = ring->crew;
 
+	ring->ran = true;
 	for (unsigned i = ring->index + crew->threads; i < crew->n; i += crew->threads) {
 		struct crew_member m = {ring, i};
 
@@ -93,16 +95,12 @@ int co_block_crew_run(unsigned threads, unsigned n, int (*fn)(void *arg, unsigne
 			if (ring_thread_start(&opts, ring_main, &rings[t], &rings[t].thread) < 0)
 				rings[t].thread = NULL;
 	}
-	/* Groups without a thread of their own run here, one after another. */
 	for (unsigned t = 0; t < crew.threads; t++)
-		if (!rings[t].thread)
+		if (rings[t].thread)
+			ring_thread_join(rings[t].thread);
+	/* Groups whose ring could not be made run here, one after another. */
+	for (unsigned t = 0; t < crew.threads; t++)
+		if (!rings[t].ran)
 			ring_main(&rings[t]);
-	for (unsigned t = 0; t < crew.threads; t++)
-		if (rings[t].thread) {
-			int r = ring_thread_join(rings[t].thread);
-
-			if (r < 0 && !crew.result)
-				crew.result = r;
-		}
 	return crew.result;
 }
