@@ -178,7 +178,11 @@ int co_copy_scan_next(struct copy_scan *s, struct copy_unit *u)
 	*u = (struct copy_unit){.off = s->pos, .seq = s->next_seq};
 	while (r > 0 && s->pos < s->end)
 		r = co_unit_grow(s, u, &work);
-	if (r >= 0 && u->nsegs) {
+	if (r < 0) {
+		s->pos = u->off; /* for copy_scan_abandon() */
+	} else if (!u->nsegs) {
+		r = 0;
+	} else {
 		s->next_seq++;
 		s->data_total += u->data;
 		r = s->data_limit && s->data_total > s->data_limit ? -EUCLEAN : 1;
