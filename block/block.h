@@ -67,7 +67,7 @@ enum block_open_flags {
 	BLOCK_OPEN_NO_BACKING = 1u << 1,  /* do not open the backing file */
 	BLOCK_OPEN_FORCE_SHARE = 1u << 2, /* take no lock against writers; read-only */
 	BLOCK_OPEN_NO_IO = 1u << 3,	  /* metadata only (info): data files stay closed */
-	BLOCK_OPEN_CHECK = 1u << 4,	  /* for check and repair: dirty and corrupt images open */
+	BLOCK_OPEN_CHECK = 1u << 4,	  /* for check and repair: dirty, corrupt images open */
 	BLOCK_OPEN_CREATE = 1u << 5,	  /* file: create or truncate */
 	BLOCK_OPEN_AUTO_RO = 1u << 6,	  /* fall back to read-only where writing is refused */
 	BLOCK_OPEN_NO_LOCK = 1u << 7,	  /* file: take no image locks (tests, /dev/fdset) */
@@ -305,8 +305,8 @@ struct block_compress_ops {
 
 /* The table of a driver. A method that is NULL passes through to the file child in a filter and
  * answers -ENOTSUP otherwise; block/io.c guarantees: 0 < len, range inside the node (drivers never
- * see more), alignment to caps, only flags in caps, buf.len == len. A request that reaches the end of
- * the node may end unaligned there. After a successful co_flush io.c flushes the children in the
+ * see more), alignment to caps, only flags in caps, buf.len == len. A request that reaches the end
+ * of the node may end unaligned there. After a successful co_flush io.c flushes the children in the
  * roles FILE and DATA by itself; co_flush writes out the driver's own caches. */
 struct block_driver {
 	const char *name;

@@ -20,7 +20,8 @@ static int co_cor_open(struct block_node *n, struct conf *opts, struct error *er
 {
 	if (!(below(n)->opts.flags & BLOCK_OPEN_RDWR))
 		return error_set(err, -EROFS,
-			"copy-on-read needs to write into '%s', which is opened read-only", n->filename);
+			"copy-on-read needs to write into '%s', which is opened read-only",
+			n->filename);
 	return 0;
 }
 

@@ -77,8 +77,8 @@ int co_block_create(const char *format, const char *filename, struct conf *opts,
 	if (!drv)
 		return error_set(err, -EINVAL, "Unknown file format '%.64s'", format);
 	if (!drv->co_create)
-		return error_set(err, -ENOTSUP, "Format driver '%s' does not support image creation",
-			format);
+		return error_set(err, -ENOTSUP,
+			"Format driver '%s' does not support image creation", format);
 	r = find_protocol(filename, &spec, &proto, err);
 	if (r)
 		return r;

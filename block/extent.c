@@ -45,7 +45,7 @@ int co_block_extent(struct block_node *n, uint64_t off, uint64_t len, struct blo
 		if (n->opts.flags & BLOCK_OPEN_STORE)
 			e = (struct block_extent){.len = len,
 				.flags = BLOCK_EXTENT_ZERO | BLOCK_EXTENT_ALLOCATED |
-					 BLOCK_EXTENT_EOF};
+					BLOCK_EXTENT_EOF};
 		else
 			r = -EINVAL;
 	} else {
@@ -81,8 +81,8 @@ int co_block_extent_chain(struct block_node *n, struct block_node *base, uint64_
 		if (off >= size) {
 			/* A short backing file reads as zeroes beyond its end; the zeroes count
 			 * as this layer's. */
-			e = (struct block_extent){.len = len,
-				.flags = BLOCK_EXTENT_ZERO | BLOCK_EXTENT_ALLOCATED};
+			e = (struct block_extent){
+				.len = len, .flags = BLOCK_EXTENT_ZERO | BLOCK_EXTENT_ALLOCATED};
 			break;
 		}
 		r = co_block_extent(n, off, MIN(len, size - off), &e);

@@ -77,8 +77,8 @@ int fault_add(struct block_node *n, const struct fault_rule *rule)
 
 	spin_lock(&s->lock);
 	if (s->nrules < RULES_MAX) {
-		s->rules[s->nrules++] =
-			(struct armed_rule){.rule = *rule, .counting = !rule->event[0]};
+		s->rules[s->nrules++] = (struct armed_rule){
+			.rule = *rule, .counting = !rule->event[0]};
 		r = 0;
 	}
 	spin_unlock(&s->lock);
@@ -128,8 +128,8 @@ static bool hit(struct fault_state *s, enum fault_op op, struct fault_rule *ret)
 		if (!a->counting || !(a->rule.ops & op))
 			continue;
 		a->calls++;
-		if (!found && (a->calls == a->rule.at ||
-				      (a->rule.forever && a->calls > a->rule.at))) {
+		if (!found &&
+			(a->calls == a->rule.at || (a->rule.forever && a->calls > a->rule.at))) {
 			*ret = a->rule;
 			found = true;
 		}
@@ -334,8 +334,7 @@ static int co_fault_zero(struct block_node *n, struct block_io *io)
 	struct fault_rule rule;
 	int r = hit(n->priv, FAULT_ZERO, &rule) ? co_suffer(&rule) : 0;
 
-	return r ? r
-		 : co_block_zero(below(n), io->off, io->len, io->flags | BLOCK_IO_NO_FALLBACK);
+	return r ? r : co_block_zero(below(n), io->off, io->len, io->flags | BLOCK_IO_NO_FALLBACK);
 }
 
 static int co_fault_discard(struct block_node *n, struct block_io *io)

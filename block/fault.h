@@ -18,13 +18,13 @@ enum fault_op {
 };
 
 struct fault_rule {
-	uint32_t ops;	   /* enum fault_op; calls of these kinds are counted */
-	uint64_t at;	   /* the call that is hit, from 1 */
-	bool forever;	   /* and every later one */
-	int error;	   /* negative errno; 0: none (delay only) */
-	bool torn;	   /* writes: the first half arrives, then the error */
+	uint32_t ops;      /* enum fault_op; calls of these kinds are counted */
+	uint64_t at;       /* the call that is hit, from 1 */
+	bool forever;      /* and every later one */
+	int error;         /* negative errno; 0: none (delay only) */
+	bool torn;         /* writes: the first half arrives, then the error */
 	uint64_t delay_ns; /* before the call goes on or fails */
-	char event[48];	   /* counting starts when this event has been fired; "": at once */
+	char event[48];    /* counting starts when this event has been fired; "": at once */
 };
 
 /* Adds a rule; counting starts now. */

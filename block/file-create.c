@@ -50,7 +50,8 @@ static void set_hints(int fd, const struct create_args *a)
 		flags |= FS_NOCOW_FL;
 		ioctl(fd, FS_IOC_SETFLAGS, &flags);
 	}
-	if (a->extent_hint && a->extent_hint <= UINT32_MAX && !ioctl(fd, FS_IOC_FSGETXATTR, &attr)) {
+	if (a->extent_hint && a->extent_hint <= UINT32_MAX &&
+		!ioctl(fd, FS_IOC_FSGETXATTR, &attr)) {
 		attr.fsx_xflags |= FS_XFLAG_EXTSIZE;
 		attr.fsx_extsize = (uint32_t)a->extent_hint;
 		ioctl(fd, FS_IOC_FSSETXATTR, &attr);
@@ -70,8 +71,9 @@ static int co_fill_file(int fd, const char *name, const struct create_args *a, s
 		if (ioctl(fd, BLKGETSIZE64, &size) < 0)
 			return error_set_errno(err, -errno, "Could not create '%s'", name);
 		if (size < a->size)
-			return error_set(err, -ENOSPC, "Device '%s' is too small: %llu of %llu bytes",
-				name, (unsigned long long)size, (unsigned long long)a->size);
+			return error_set(err, -ENOSPC,
+				"Device '%s' is too small: %llu of %llu bytes", name,
+				(unsigned long long)size, (unsigned long long)a->size);
 		return 0;
 	}
 	if (!S_ISREG(st.st_mode))

@@ -94,7 +94,7 @@ int co_file_extent(struct block_node *n, uint64_t off, uint64_t len, struct bloc
 	*ret = (struct block_extent){
 		.len = MIN(end - off, len),
 		.flags = (data ? BLOCK_EXTENT_DATA : BLOCK_EXTENT_ZERO) | BLOCK_EXTENT_ALLOCATED |
-			 BLOCK_EXTENT_MAPPED,
+			BLOCK_EXTENT_MAPPED,
 		.host_off = off,
 		.host = n,
 	};
@@ -155,8 +155,7 @@ int co_file_zero(struct block_node *n, struct block_io *io)
 			r = co_extend(n, io->off + io->len);
 	}
 	if (r == -ENOTSUP)
-		r = co_try_fallocate(
-			s, &s->no_zero_range, FALLOC_FL_ZERO_RANGE, io->off, io->len);
+		r = co_try_fallocate(s, &s->no_zero_range, FALLOC_FL_ZERO_RANGE, io->off, io->len);
 	if (r == -ENOTSUP && !s->device && !load_relaxed(&s->no_allocate)) {
 		/* The same in two steps, where the file system has both. */
 		r = co_try_fallocate(s, &s->no_punch, punch, io->off, io->len);
@@ -227,8 +226,8 @@ int co_file_preallocate(int fd, const char *name, uint64_t old, uint64_t size,
 
 	switch (prealloc) {
 	case BLOCK_PREALLOC_METADATA:
-		return error_set(err, -ENOTSUP, "Unsupported preallocation mode 'metadata' for '%s'",
-			name);
+		return error_set(
+			err, -ENOTSUP, "Unsupported preallocation mode 'metadata' for '%s'", name);
 	case BLOCK_PREALLOC_FALLOC:
 		if (size > old)
 			r = co_fallocate(fd, 0, old, size - old);
@@ -240,8 +239,8 @@ int co_file_preallocate(int fd, const char *name, uint64_t old, uint64_t size,
 		if (!r)
 			r = co_fsync(fd, true);
 		if (r)
-			error_set_errno(err, r, "Could not write zeros for preallocation of '%s'",
-				name);
+			error_set_errno(
+				err, r, "Could not write zeros for preallocation of '%s'", name);
 		break;
 	case BLOCK_PREALLOC_OFF:
 		break;
@@ -265,8 +264,8 @@ static int co_resize_device(struct block_node *n, const struct block_resize *r, 
 		return error_set_errno(err, -errno, "Could not get the size of '%s'", n->filename);
 	if (r->size != size)
 		return error_set(err, -ENOTSUP,
-			"'%s' is a device of %llu bytes; only its own tools can resize it", n->filename,
-			(unsigned long long)size);
+			"'%s' is a device of %llu bytes; only its own tools can resize it",
+			n->filename, (unsigned long long)size);
 	return 0;
 }
 
@@ -286,8 +285,8 @@ int co_file_resize(struct block_node *n, const struct block_resize *r, struct er
 
 /* --- offloaded copy ------------------------------------------------------------------------ */
 
-int co_file_copy(struct block_node *src, uint64_t src_off, struct block_node *dst,
-	uint64_t dst_off, uint64_t len)
+int co_file_copy(struct block_node *src, uint64_t src_off, struct block_node *dst, uint64_t dst_off,
+	uint64_t len)
 {
 	struct file_state *s = src->priv, *d = dst->priv;
 

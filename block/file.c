@@ -156,7 +156,8 @@ static int open_path(struct block_node *n, const char *path, int *ret, struct er
 	}
 	if (fd == -EINVAL && dio)
 		return error_set(err, -EINVAL,
-			"Could not open '%s': its file system has no O_DIRECT; use another cache mode",
+			"Could not open '%s': its file system has no O_DIRECT; use another cache "
+			"mode",
 			path);
 	if (fd < 0)
 		return error_set_errno(err, fd, "Could not open '%s'", path);
@@ -173,11 +174,12 @@ static int check_type(const struct block_node *n, const char *path, struct error
 		return 0;
 	if (device && !S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode))
 		return error_set(err, -EINVAL,
-			"'host_device' driver requires '%s' to be either a character or block device",
+			"'host_device' driver requires '%s' to be either a character or block "
+			"device",
 			path);
 	if (!device && !S_ISREG(st.st_mode))
-		return error_set(err, -EINVAL, "'file' driver requires '%s' to be a regular file",
-			path);
+		return error_set(
+			err, -EINVAL, "'file' driver requires '%s' to be a regular file", path);
 	return 0;
 }
 
@@ -226,7 +228,8 @@ static int co_file_open(struct block_node *n, struct conf *opts, struct error *e
 		(r = conf_get_enum(opts, file_keys, "aio", &aio, err)))
 		return r;
 	if (!path || !*path)
-		return error_set(err, -EINVAL, "The '%s' driver requires a file name", n->drv->name);
+		return error_set(
+			err, -EINVAL, "The '%s' driver requires a file name", n->drv->name);
 	r = check_type(n, path, err);
 	if (!r)
 		r = open_path(n, path, &s->fd, err);
@@ -295,8 +298,7 @@ static int co_file_reopen_fd(
 	return fill_caps(n, &st);
 }
 
-static int co_file_reopen(
-	struct block_node *n, const struct block_open_opts *o, struct error *err)
+static int co_file_reopen(struct block_node *n, const struct block_open_opts *o, struct error *err)
 {
 	bool mode = (n->opts.flags ^ o->flags) & BLOCK_OPEN_RDWR;
 
@@ -323,8 +325,8 @@ int file_tail_fd(struct block_node *n, int *ret)
 		fd = open_fd(path, n->opts.flags & BLOCK_OPEN_RDWR, false, 0);
 		if (fd < 0)
 			return fd;
-		if (!__atomic_compare_exchange_n(&s->tail_fd, &none, fd, false, __ATOMIC_ACQ_REL,
-			    __ATOMIC_ACQUIRE)) {
+		if (!__atomic_compare_exchange_n(
+			    &s->tail_fd, &none, fd, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
 			close(fd);
 			fd = none;
 		}
@@ -340,8 +342,8 @@ static enum io_hint read_hint(const struct file_state *s, uint64_t len)
 	return likely(s->nowait) ? IO_NOWAIT_FIRST : IO_INLINE;
 }
 
-static int co_read_fd(struct block_node *n, int fd, uint64_t off, struct iov_slice buf,
-	enum io_hint hint)
+static int co_read_fd(
+	struct block_node *n, int fd, uint64_t off, struct iov_slice buf, enum io_hint hint)
 {
 	ssize_t r = co_read_full_hint(fd, buf, off, 0, hint);
 
@@ -396,8 +398,7 @@ static int co_file_write(struct block_node *n, struct block_io *io)
 		r = co_write_full_hint(s->fd, io->buf, io->off, rwf,
 			s->dio || io->len >= SMALL_WRITE ? IO_RING : IO_INLINE);
 	else if (whole)
-		r = co_write_full_hint(
-			s->fd, iov_cut(io->buf, 0, whole), io->off, rwf, IO_RING);
+		r = co_write_full_hint(s->fd, iov_cut(io->buf, 0, whole), io->off, rwf, IO_RING);
 	if (unlikely(tail) && !r)
 		r = co_file_write_tail(n, io->off + whole, iov_cut(io->buf, whole, tail));
 	if (unlikely(tail && rwf) && !r)
@@ -427,7 +428,6 @@ static const char *const device_protocols[] = {"host_device", NULL};
 	.co_flush = co_file_flush, .co_extent = co_file_extent, .co_copy = co_file_copy,           \
 	.co_actual_size = co_file_actual_size
 
-const struct block_driver block_file = {
-	.name = "file", .protocols = file_protocols, FILE_METHODS};
+const struct block_driver block_file = {.name = "file", .protocols = file_protocols, FILE_METHODS};
 const struct block_driver block_host_device = {
 	.name = "host_device", .protocols = device_protocols, FILE_METHODS};

@@ -33,8 +33,8 @@ int co_file_zero(struct block_node *n, struct block_io *io);
 int co_file_discard(struct block_node *n, struct block_io *io);
 int co_file_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret);
 int co_file_resize(struct block_node *n, const struct block_resize *r, struct error *err);
-int co_file_copy(struct block_node *src, uint64_t src_off, struct block_node *dst,
-	uint64_t dst_off, uint64_t len);
+int co_file_copy(struct block_node *src, uint64_t src_off, struct block_node *dst, uint64_t dst_off,
+	uint64_t len);
 int co_file_actual_size(struct block_node *n, uint64_t *ret);
 void file_extent_forget(struct file_state *s);
 /* Gives [old, size) of a file that is old bytes long the space asked for, and the size. */

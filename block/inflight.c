@@ -94,7 +94,7 @@ void co_inflight_wait_read(struct block_inflight *f)
 static bool must_wait(const struct block_tracked *t, const struct block_tracked *earlier)
 {
 	return (t->serializing || earlier->serializing) &&
-	       ranges_overlap(t->off, t->len, earlier->off, earlier->len);
+		ranges_overlap(t->off, t->len, earlier->off, earlier->len);
 }
 
 /* Enters t into the list and waits for its turn; the lock is held before and after. */
@@ -136,8 +136,8 @@ void co_inflight_wait_write(
 	spin_unlock(&f->lock);
 }
 
-void co_inflight_serialize(struct block_inflight *f, struct block_tracked *t, uint64_t off,
-	uint64_t len, bool nested)
+void co_inflight_serialize(
+	struct block_inflight *f, struct block_tracked *t, uint64_t off, uint64_t len, bool nested)
 {
 	t->off = off;
 	t->len = len;

@@ -9,10 +9,10 @@
 #include "block/block.h"
 #include "base/mem.h"
 
-#define BLOCK_SIZE_MAX	((uint64_t)INT64_MAX & ~4095ULL)
+#define BLOCK_SIZE_MAX  ((uint64_t)INT64_MAX & ~4095ULL)
 #define BLOCK_PROBE_LEN 2048u
 
-#define load_relaxed(p)	    __atomic_load_n(p, __ATOMIC_RELAXED)
+#define load_relaxed(p)     __atomic_load_n(p, __ATOMIC_RELAXED)
 #define store_relaxed(p, v) __atomic_store_n(p, v, __ATOMIC_RELAXED)
 
 /* --- inflight.c --- */
@@ -21,14 +21,14 @@ struct block_dirty_link;
 
 /* See the Theory of Operation at the head of inflight.c. */
 struct block_inflight {
-	uint32_t gate;		/* atomic: serializing requests + drains * INFLIGHT_DRAIN */
+	uint32_t gate;          /* atomic: serializing requests + drains * INFLIGHT_DRAIN */
 	uint32_t reads, writes; /* atomic: in flight and untracked */
-	uint64_t write_gen;	/* atomic: writes that have completed */
-	uint64_t flushed_gen;	/* atomic: write_gen that the last good flush covers */
-	struct spin lock;	/* guards what follows */
-	struct list tracked;	/* struct block_tracked, in order of arrival */
+	uint64_t write_gen;     /* atomic: writes that have completed */
+	uint64_t flushed_gen;   /* atomic: write_gen that the last good flush covers */
+	struct spin lock;       /* guards what follows */
+	struct list tracked;    /* struct block_tracked, in order of arrival */
 	uint64_t next_seq;
-	struct co_queue changed; /* woken when something ends while the gate is shut */
+	struct co_queue changed;        /* woken when something ends while the gate is shut */
 	struct block_dirty_link *dirty; /* attached dirty bitmaps; see dirty.c */
 };
 
@@ -51,8 +51,8 @@ void inflight_untrack(struct block_inflight *f, struct block_tracked *t);
 /* Makes every write that overlaps [off, off+len) wait until inflight_untrack(), after those in
  * flight have ended. `nested`: inside a request of the same node that is counted already, so a
  * drain that waits for that one is not waited for. */
-void co_inflight_serialize(struct block_inflight *f, struct block_tracked *t, uint64_t off,
-	uint64_t len, bool nested);
+void co_inflight_serialize(
+	struct block_inflight *f, struct block_tracked *t, uint64_t off, uint64_t len, bool nested);
 
 static inline void co_inflight_begin_read(struct block_inflight *f)
 {
@@ -101,7 +101,7 @@ enum block_werror { BLOCK_WERROR_REPORT, BLOCK_WERROR_STOP, BLOCK_WERROR_ENOSPC 
 /* The public node with what only this room sees behind it. */
 struct node {
 	struct block_node pub; /* first */
-	uint32_t depth;	       /* layers above, through backing links */
+	uint32_t depth;        /* layers above, through backing links */
 	/* the backing file asked for by co_open, opened after it has returned */
 	char *backing_name, *backing_format;
 	bool backing_wanted;
@@ -150,8 +150,9 @@ static inline bool align_fits(const struct block_node *n, const struct block_io 
 	const struct block_caps *c = &n->caps;
 
 	return likely(!((io->off | io->len) & (c->align - 1))) &&
-	       (!c->max_io || io->len <= c->max_io) && (!c->max_iov || io->buf.niov <= c->max_iov) &&
-	       (c->buf_align <= 1 || iov_aligned(io->buf, c->buf_align));
+		(!c->max_io || io->len <= c->max_io) &&
+		(!c->max_iov || io->buf.niov <= c->max_iov) &&
+		(c->buf_align <= 1 || iov_aligned(io->buf, c->buf_align));
 }
 
 /* --- io.c --- */

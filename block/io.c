@@ -48,8 +48,9 @@ void block_grow(struct block_node *n, uint64_t end)
 {
 	uint64_t size = load_relaxed(&n->size);
 
-	while (size < end && !__atomic_compare_exchange_n(&n->size, &size, end, true,
-				     __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+	while (size < end &&
+		!__atomic_compare_exchange_n(
+			&n->size, &size, end, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
 		;
 }
 
@@ -65,8 +66,7 @@ static struct block_node *pass_to(const struct block_node *n)
 
 static bool writethrough(const struct block_node *n)
 {
-	return n->opts.cache == BLOCK_CACHE_WRITETHROUGH ||
-	       n->opts.cache == BLOCK_CACHE_DIRECTSYNC;
+	return n->opts.cache == BLOCK_CACHE_WRITETHROUGH || n->opts.cache == BLOCK_CACHE_DIRECTSYNC;
 }
 
 /* --- reading ------------------------------------------------------------------------------- */
@@ -429,8 +429,9 @@ int co_block_flush(struct block_node *n)
 		if (!r && store) {
 			uint64_t old = __atomic_load_n(&f->flushed_gen, __ATOMIC_SEQ_CST);
 
-			while (old < gen && !__atomic_compare_exchange_n(&f->flushed_gen, &old, gen,
-						    true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			while (old < gen &&
+				!__atomic_compare_exchange_n(&f->flushed_gen, &old, gen, true,
+					__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 				;
 		} else if (r && store) {
 			store_relaxed(&n->broken_flush, true);
@@ -502,15 +503,16 @@ int co_block_resize(struct block_node *n, const struct block_resize *r, struct e
 	old = load_relaxed(&n->size);
 	if (r->size < old && !r->shrink)
 		ret = error_set(err, -EINVAL,
-			"Shrinking '%s' would lose the data beyond the new end; allow it explicitly",
+			"Shrinking '%s' would lose the data beyond the new end; allow it "
+			"explicitly",
 			n->filename);
 	else if (n->drv->co_resize)
 		ret = n->drv->co_resize(n, r, err);
 	else if (below)
 		ret = co_block_resize(below, r, err);
 	else
-		ret = error_set(err, -ENOTSUP, "Driver '%s' cannot resize '%s'", n->drv->name,
-			n->filename);
+		ret = error_set(
+			err, -ENOTSUP, "Driver '%s' cannot resize '%s'", n->drv->name, n->filename);
 	if (!ret) {
 		/* Formats may have set a size of their own already, rounded to their unit. */
 		if (load_relaxed(&n->size) == old)

@@ -11,7 +11,7 @@
 #include "block/internal.h"
 #include "base/co.h"
 
-#define CHUNK	   4096u
+#define CHUNK      4096u
 #define CHUNKS_MAX (1ULL << 28) /* 1 TiB of address space: 2 GiB of pointers */
 
 struct chunk {
@@ -400,8 +400,7 @@ static int co_mem_resize(struct block_node *n, const struct block_resize *r, str
 	return ret ? error_set_errno(err, ret, "Could not resize '%s'", n->filename) : 0;
 }
 
-static int co_mem_extent(
-	struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret)
+static int co_mem_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret)
 {
 	struct mem_state *s = n->priv;
 	const struct mem_content *c = s->content;
@@ -417,7 +416,7 @@ static int co_mem_extent(
 	*ret = (struct block_extent){
 		.len = MIN(at, end) - off,
 		.flags = (data ? BLOCK_EXTENT_DATA : BLOCK_EXTENT_ZERO) | BLOCK_EXTENT_ALLOCATED |
-			 BLOCK_EXTENT_MAPPED,
+			BLOCK_EXTENT_MAPPED,
 		.host_off = off,
 		.host = n,
 	};

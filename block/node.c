@@ -122,9 +122,8 @@ static void inherit_from_file(struct block_node *n)
 /* A format that lives in a node may read beyond its end and make it grow. */
 static void adopt_store(struct block_node *file)
 {
-	for (; file; file = file->drv->kind == BLOCK_KIND_PROTOCOL
-				   ? NULL
-				   : file->child[BLOCK_ROLE_FILE]) {
+	for (; file; file = file->drv->kind == BLOCK_KIND_PROTOCOL ? NULL
+								   : file->child[BLOCK_ROLE_FILE]) {
 		file->opts.flags |= BLOCK_OPEN_STORE;
 		if (file->opts.flags & BLOCK_OPEN_RDWR)
 			file->opts.perm |= BLOCK_PERM_RESIZE | BLOCK_PERM_WRITE | BLOCK_PERM_READ;
@@ -178,7 +177,8 @@ int co_block_open_on(const struct block_driver *drv, struct block_node *file, st
 		opts = none = conf_new(CONF_OBJECT);
 		if (!opts) {
 			co_block_node_unref(file);
-			return error_set_errno(err, -ENOMEM, "Could not open driver '%s'", drv->name);
+			return error_set_errno(
+				err, -ENOMEM, "Could not open driver '%s'", drv->name);
 		}
 	}
 	if (file && drv->kind == BLOCK_KIND_FORMAT)
@@ -247,8 +247,7 @@ int co_block_set_child(struct block_node *n, enum block_role role, struct block_
 
 /* --- reopening ----------------------------------------------------------------------------- */
 
-static int co_reopen_self(
-	struct block_node *n, const struct block_open_opts *o, struct error *err)
+static int co_reopen_self(struct block_node *n, const struct block_open_opts *o, struct error *err)
 {
 	int r = n->drv->co_reopen ? n->drv->co_reopen(n, o, err) : 0;
 
@@ -261,8 +260,7 @@ static int co_reopen_self(
 	return r;
 }
 
-static int co_reopen_file(
-	struct block_node *n, const struct block_open_opts *o, struct error *err)
+static int co_reopen_file(struct block_node *n, const struct block_open_opts *o, struct error *err)
 {
 	struct block_open_opts c;
 

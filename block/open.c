@@ -101,8 +101,8 @@ static int parse_common(
 		(r = parse_cache(opts, o, err)))
 		return r;
 	if (share && !ro && !auto_ro)
-		return error_set(err, -EINVAL,
-			"force-share=on can only be used with read-only images");
+		return error_set(
+			err, -EINVAL, "force-share=on can only be used with read-only images");
 	if (ro || share)
 		o->flags &= ~(uint32_t)BLOCK_OPEN_RDWR;
 	set_flag(&o->flags, BLOCK_OPEN_AUTO_RO, auto_ro);
@@ -142,11 +142,10 @@ void block_child_opts(const struct block_driver *drv, const struct block_open_op
 	enum block_role role, struct block_open_opts *ret)
 {
 	uint32_t inherited = BLOCK_OPEN_FORCE_SHARE | BLOCK_OPEN_NO_LOCK | BLOCK_OPEN_UNMAP |
-			     BLOCK_OPEN_AUTO_RO | BLOCK_OPEN_RDWR;
+		BLOCK_OPEN_AUTO_RO | BLOCK_OPEN_RDWR;
 
-	*ret = (struct block_open_opts){.flags = o->flags & inherited,
-		.cache = child_cache(o->cache),
-		.trust = o->trust};
+	*ret = (struct block_open_opts){
+		.flags = o->flags & inherited, .cache = child_cache(o->cache), .trust = o->trust};
 	if (role == BLOCK_ROLE_BACKING) {
 		ret->flags &= ~(uint32_t)(BLOCK_OPEN_RDWR | BLOCK_OPEN_UNMAP);
 		return;
@@ -155,8 +154,9 @@ void block_child_opts(const struct block_driver *drv, const struct block_open_op
 		ret->flags |= BLOCK_OPEN_STORE;
 		format_perms(drv, o, ret);
 	} else {
-		ret->flags |= o->flags & (BLOCK_OPEN_STORE | BLOCK_OPEN_CHECK | BLOCK_OPEN_NO_IO |
-						 BLOCK_OPEN_NO_BACKING);
+		ret->flags |= o->flags &
+			(BLOCK_OPEN_STORE | BLOCK_OPEN_CHECK | BLOCK_OPEN_NO_IO |
+				BLOCK_OPEN_NO_BACKING);
 		ret->perm = o->perm;
 		ret->shared = o->shared;
 	}
@@ -181,8 +181,8 @@ static const struct block_driver *protocol_find(const char *name, size_t n)
 }
 
 /* The driver that stores what `name` names; *ret_name is the name it takes. */
-static int protocol_of(const char *name, const char **ret_name, const char **ret_driver,
-	struct error *err)
+static int protocol_of(
+	const char *name, const char **ret_name, const char **ret_driver, struct error *err)
 {
 	size_t n = block_name_protocol(name);
 	struct stat st;
@@ -196,8 +196,8 @@ static int protocol_of(const char *name, const char **ret_name, const char **ret
 		else if (d)
 			return *ret_driver = d->name, 0;
 		else
-			return error_set(err, -ENOENT, "Unknown protocol '%.*s'", (int)MIN(n, 64u),
-				name);
+			return error_set(
+				err, -ENOENT, "Unknown protocol '%.*s'", (int)MIN(n, 64u), name);
 	}
 	*ret_driver = "file";
 	if (!stat(*ret_name, &st) && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode)))
@@ -205,8 +205,7 @@ static int protocol_of(const char *name, const char **ret_name, const char **ret
 	return 0;
 }
 
-int block_spec_from_name(
-	const char *name, const char *format, struct conf **ret, struct error *err)
+int block_spec_from_name(const char *name, const char *format, struct conf **ret, struct error *err)
 {
 	_cleanup_(conf_freep) struct conf *c = NULL;
 	int r;
@@ -350,14 +349,15 @@ static int co_probe(struct block_node *file, const struct block_open_opts *o,
 		return no_memory(err);
 	r = co_block_pread(file, 0, head, n);
 	if (r)
-		return error_set_errno(
-			err, r, "Could not read image '%s' for determining its format", file->filename);
+		return error_set_errno(err, r,
+			"Could not read image '%s' for determining its format", file->filename);
 	*ret = block_probe(head, n);
 	if (!*ret && o->trust->probe_raw)
 		*ret = block_driver_find("raw");
 	if (!*ret)
 		return error_set(err, -EINVAL,
-			"The format of '%s' is not known and untrusted images are not taken for raw; "
+			"The format of '%s' is not known and untrusted images are not taken for "
+			"raw; "
 			"name the format",
 			file->filename);
 	return 0;
@@ -499,13 +499,16 @@ static int check_name(const struct block_node *n, const char *name, struct error
 	switch (n->opts.trust->names) {
 	case BLOCK_NAMES_NONE:
 		return error_set(err, -EPERM,
-			"'%s' names a backing file ('%.200s'), which is not opened for untrusted images",
+			"'%s' names a backing file ('%.200s'), which is not opened for untrusted "
+			"images",
 			n->filename, name);
 	case BLOCK_NAMES_LOCAL:
 		if (block_name_protocol(name))
 			return error_set(err, -EPERM,
-				"'%s' names a backing file that is not a plain local path ('%.200s'); use "
-				"--trust-image-names (or DROVER_TRUST=all) if the image is your own, or "
+				"'%s' names a backing file that is not a plain local path "
+				"('%.200s'); use "
+				"--trust-image-names (or DROVER_TRUST=all) if the image is your "
+				"own, or "
 				"name the backing file in --image-opts",
 				n->filename, name);
 		return 0;
@@ -530,8 +533,8 @@ static int named_backing(const struct node *x, struct conf **ret, struct error *
 }
 
 /* Lays the user's `backing.*` options over the image's own name. */
-static int merged_backing(const struct node *x, struct conf *user, struct conf **ret,
-	struct error *err)
+static int merged_backing(
+	const struct node *x, struct conf *user, struct conf **ret, struct error *err)
 {
 	_cleanup_(conf_freep) struct conf *c = NULL;
 	int r;
@@ -620,8 +623,8 @@ int co_open_chain(struct block_node *top, struct error *err)
 	return 0;
 }
 
-int co_block_open(const struct conf *spec, const struct block_open_opts *o,
-	struct block_node **ret, struct error *err)
+int co_block_open(const struct conf *spec, const struct block_open_opts *o, struct block_node **ret,
+	struct error *err)
 {
 	struct block_open_opts own = *o;
 	struct block_node *n;

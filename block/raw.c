@@ -17,7 +17,8 @@ struct raw_state {
 
 static const struct conf_key raw_keys[] = {
 	{"offset", CONF_KEY_SIZE, NULL, 0, INT64_MAX, "where the disk starts in the file"},
-	{"size", CONF_KEY_SIZE, NULL, 0, INT64_MAX, "virtual size; default: to the end of the file"},
+	{"size", CONF_KEY_SIZE, NULL, 0, INT64_MAX,
+		"virtual size; default: to the end of the file"},
 	{NULL, 0, NULL, 0, 0, NULL},
 };
 
@@ -42,7 +43,8 @@ static int co_raw_open(struct block_node *n, struct conf *opts, struct error *er
 			(unsigned long long)s->offset, (unsigned long long)file);
 	if (s->fixed && !range_inside(s->offset, size, file))
 		return error_set(err, -EINVAL,
-			"The sum of offset (%llu) and size (%llu) has to be smaller or equal to the "
+			"The sum of offset (%llu) and size (%llu) has to be smaller or equal to "
+			"the "
 			"actual size of the containing file (%llu)",
 			(unsigned long long)s->offset, (unsigned long long)size,
 			(unsigned long long)file);
@@ -117,8 +119,7 @@ static int co_raw_discard(struct block_node *n, struct block_io *io)
 	return co_block_discard(below(n), off, MIN(io->len, size - off), io->flags);
 }
 
-static int co_raw_extent(
-	struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret)
+static int co_raw_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret)
 {
 	const struct raw_state *s = n->priv;
 	int r = co_block_extent(below(n), off + s->offset, len, ret);

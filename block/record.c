@@ -108,8 +108,10 @@ static void write_log(struct record_state *s, const struct record_event *e)
 		(unsigned long long)e->end, conf_enum_name(record_op_names, (int)e->op),
 		(unsigned long long)e->off, (unsigned long long)e->len, e->flags, e->result);
 
-	if (r < 0 || (e->data && (fwrite(e->data, 1, e->len, s->log) != e->len ||
-					 fputc('\n', s->log) == EOF)))
+	if (r < 0 ||
+		(e->data &&
+			(fwrite(e->data, 1, e->len, s->log) != e->len ||
+				fputc('\n', s->log) == EOF)))
 		s->log_failed = true;
 }
 
@@ -204,7 +206,8 @@ static int co_record_resize(struct block_node *n, const struct block_resize *r, 
 	int ret = begin(n->priv, RECORD_TRUNCATE, &io, &id);
 
 	if (ret)
-		return error_set_errno(err, ret, "Could not record the resize of '%s'", n->filename);
+		return error_set_errno(
+			err, ret, "Could not record the resize of '%s'", n->filename);
 	return end(n->priv, id, co_block_resize(below(n), r, err));
 }
 

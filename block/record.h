@@ -10,8 +10,8 @@
 
 enum record_op {
 	RECORD_WRITE,
-	RECORD_ZERO,	/* flags: BLOCK_IO_UNMAP when it was a punch */
-	RECORD_DISCARD, /* on stores here: a punch, reads as zeroes */
+	RECORD_ZERO,     /* flags: BLOCK_IO_UNMAP when it was a punch */
+	RECORD_DISCARD,  /* on stores here: a punch, reads as zeroes */
 	RECORD_TRUNCATE, /* len: the new size */
 	RECORD_FLUSH,
 	RECORD_MARK, /* by the harness: off and len are its own */

@@ -16,11 +16,18 @@
 
 #define NS 1000000000ULL
 
-enum { LIMIT_BPS, LIMIT_BPS_READ, LIMIT_BPS_WRITE, LIMIT_IOPS, LIMIT_IOPS_READ, LIMIT_IOPS_WRITE,
-	LIMITS };
+enum {
+	LIMIT_BPS,
+	LIMIT_BPS_READ,
+	LIMIT_BPS_WRITE,
+	LIMIT_IOPS,
+	LIMIT_IOPS_READ,
+	LIMIT_IOPS_WRITE,
+	LIMITS
+};
 
 struct limit {
-	uint64_t rate;	  /* a second; 0: none */
+	uint64_t rate;    /* a second; 0: none */
 	uint64_t next_ns; /* when the bucket will be empty */
 };
 

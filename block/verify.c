@@ -61,8 +61,8 @@ static int co_verify_open(struct block_node *n, struct conf *opts, struct error 
 		return r;
 	if (block_size(t) != n->size) {
 		r = error_set(err, -EINVAL,
-			"'%s' has %llu bytes and '%s' %llu: verify needs the same size", n->filename,
-			(unsigned long long)n->size, t->filename,
+			"'%s' has %llu bytes and '%s' %llu: verify needs the same size",
+			n->filename, (unsigned long long)n->size, t->filename,
 			(unsigned long long)block_size(t));
 		co_block_node_unref(t);
 		return r;

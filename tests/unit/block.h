@@ -82,8 +82,8 @@ static inline int test_in_co(void *arg)
 		}                                                                                  \
 	} while (0)
 
-static inline int try_open(const char *text, uint32_t flags, struct block_node **ret,
-	struct error *err)
+static inline int try_open(
+	const char *text, uint32_t flags, struct block_node **ret, struct error *err)
 {
 	_cleanup_(conf_freep) struct conf *spec = NULL;
 	struct block_open_opts o = {.flags = flags, .trust = &block_trust_local};

@@ -93,7 +93,8 @@ static inline int co_layer_read(struct block_node *n, struct block_io *io)
 		if (!allocated) {
 			memset(buf, 0, 512);
 			if (b && off < block_size(b)) {
-				r = co_block_pread(b, off, buf, MIN((uint64_t)512, block_size(b) - off));
+				r = co_block_pread(
+					b, off, buf, MIN((uint64_t)512, block_size(b) - off));
 				if (r)
 					return r;
 			}

@@ -181,7 +181,7 @@ CO_TEST(test_random)
 /* --- many writers inside the same blocks ---------------------------------------------------- */
 
 #define WRITERS 16
-#define PART	100
+#define PART    100
 
 static struct block_node *shared_node;
 static unsigned running;
@@ -216,7 +216,9 @@ static void co_run_writers(void)
 	for (unsigned k = 0; k < WRITERS; k++)
 		for (unsigned b = 0; b < 3; b++)
 			check(reads_fill(shared_node, b * 4096 + k * PART, PART,
-				b == 0 ? 18 : b == 1 ? 19 : 17));
+				b == 0           ? 18
+					: b == 1 ? 19
+						 : 17));
 	co_block_node_unref(shared_node);
 }
 

@@ -53,8 +53,10 @@ static void start_write(struct write_arg *w)
 CO_TEST(test_serialize)
 {
 	struct write_arg early = {.len = 512, .id = 1}, far = {.off = 8192, .len = 512, .id = 5},
-			 serial = {0, 4096, 2, .serial = true}, over = {.off = 100, .len = 10, .id = 3},
-			 beside = {.off = 4096, .len = 512, .id = 4}, second = {2048, 4096, 6, .serial = true};
+			 serial = {0, 4096, 2, .serial = true},
+			 over = {.off = 100, .len = 10, .id = 3},
+			 beside = {.off = 4096, .len = 512, .id = 4},
+			 second = {2048, 4096, 6, .serial = true};
 
 	check_int(inflight_new(&f), 0);
 	norder = 0;
@@ -172,7 +174,7 @@ CO_TEST(test_nested_serialize)
 /* --- many threads -------------------------------------------------------------------------- */
 
 #define THREADS 4
-#define ROUNDS	10000
+#define ROUNDS  10000
 
 static unsigned char cells[16]; /* who holds the cell exclusively, by serialization */
 static uint32_t drains_on, inside;
@@ -190,8 +192,8 @@ static void stress_write(unsigned *seed, bool serial)
 	__atomic_fetch_add(&inside, 1, __ATOMIC_SEQ_CST);
 	check(!__atomic_load_n(&drains_on, __ATOMIC_SEQ_CST));
 	for (unsigned i = cell; i < cell + n; i++) {
-		unsigned char was = __atomic_fetch_add(&cells[i], serial ? 100 : 1,
-			__ATOMIC_SEQ_CST);
+		unsigned char was = __atomic_fetch_add(
+			&cells[i], serial ? 100 : 1, __ATOMIC_SEQ_CST);
 
 		check(serial ? !was : was < 100);
 	}

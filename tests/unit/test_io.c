@@ -145,8 +145,9 @@ CO_TEST(test_fua_and_writethrough)
 
 CO_TEST(test_detect_zeroes)
 {
-	struct block_node *n = must_open("driver=raw,detect-zeroes=unmap,"
-					 "file.driver=record,file.file.driver=mem,file.file.size=1M",
+	struct block_node *n = must_open(
+		"driver=raw,detect-zeroes=unmap,"
+		"file.driver=record,file.file.driver=mem,file.file.size=1M",
 		RW);
 	struct block_node *rec = n->child[BLOCK_ROLE_FILE];
 	char buf[4096] = {0};

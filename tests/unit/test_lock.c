@@ -99,8 +99,8 @@ static int co_open_ours(void *arg)
 {
 	struct open_args *a = arg;
 	_cleanup_(conf_freep) struct conf *spec = conf_new(CONF_OBJECT);
-	struct block_open_opts o = {.trust = &block_trust_local,
-		.flags = a->c % MODES == RW ? BLOCK_OPEN_RDWR : 0};
+	struct block_open_opts o = {
+		.trust = &block_trust_local, .flags = a->c % MODES == RW ? BLOCK_OPEN_RDWR : 0};
 	static const struct block_driver other = {.name = "other", .kind = BLOCK_KIND_FORMAT};
 	struct block_open_opts file;
 
@@ -184,8 +184,9 @@ static void test_message(void **state)
 		skip();
 	assert_true(peer_start(&p, QCOW2 * MODES + RW));
 	assert_false(we_can_open(QCOW2 * MODES + RW, &err));
-	assert_non_null(strstr(err.text, "Failed to get \"write\" lock\n"
-					 "Is another process using the image ["));
+	assert_non_null(strstr(err.text,
+		"Failed to get \"write\" lock\n"
+		"Is another process using the image ["));
 	snprintf(pid, sizeof(pid), "Process %d (qemu-io)", (int)p.pid);
 	assert_non_null(strstr(err.text, pid));
 	assert_false(we_can_open(QCOW2 * MODES + RO, &err));

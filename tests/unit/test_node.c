@@ -154,9 +154,10 @@ CO_TEST(test_names)
 	layer_make("plaintop", "plainbase", "layer", 8);
 	check_int(open_trust(test_path("plaintop"), &block_trust_strict, 0, &n, &err), -EPERM);
 	check(strstr(err.text, "untrusted"));
-	layer_make("jsontop", test_printf("json:{\"driver\":\"layer\",\"file\":{\"driver\":"
-					  "\"file\",\"filename\":\"%s/plainbase\"}}",
-				      test_dir),
+	layer_make("jsontop",
+		test_printf("json:{\"driver\":\"layer\",\"file\":{\"driver\":"
+			    "\"file\",\"filename\":\"%s/plainbase\"}}",
+			test_dir),
 		NULL, 8);
 	check_int(open_trust(test_path("jsontop"), &block_trust_local, 0, &n, &err), -EPERM);
 	check_int(open_trust(test_path("jsontop"), &block_trust_all, 0, &n, &err), 0);
@@ -177,8 +178,10 @@ CO_TEST(test_override)
 	layer_make("o-base", NULL, NULL, 8);
 	layer_make("o-other", NULL, NULL, 4);
 	layer_make("o-top", "o-base", NULL, 8);
-	snprintf(text, sizeof(text), "driver=layer,file.filename=%s/o-top,"
-		"backing.driver=layer,backing.file.filename=%s/o-other", test_dir, test_dir);
+	snprintf(text, sizeof(text),
+		"driver=layer,file.filename=%s/o-top,"
+		"backing.driver=layer,backing.file.filename=%s/o-other",
+		test_dir, test_dir);
 	n = must_open(text, 0);
 	check_int(block_size(block_backing(n)), 4 * 512);
 	co_block_node_unref(n);
@@ -188,8 +191,10 @@ CO_TEST(test_override)
 	n = must_open(text, 0);
 	check(block_backing(n)->drv == &block_raw);
 	co_block_node_unref(n);
-	snprintf(text, sizeof(text), "json:{\"driver\":\"layer\",\"backing\":null,"
-		"\"file\":{\"driver\":\"file\",\"filename\":\"%s/o-top\"}}", test_dir);
+	snprintf(text, sizeof(text),
+		"json:{\"driver\":\"layer\",\"backing\":null,"
+		"\"file\":{\"driver\":\"file\",\"filename\":\"%s/o-top\"}}",
+		test_dir);
 	check_int(open_trust(text, &block_trust_local, 0, &n, &err), 0);
 	check(!block_backing(n));
 	co_block_node_unref(n);
