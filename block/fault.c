@@ -284,6 +284,8 @@ static int co_fault_open(struct block_node *n, struct conf *opts, struct error *
 	struct conf *rules = conf_get(opts, "rules");
 	int r = 0;
 
+	if (rules && conf_type(rules) == CONF_SCALAR)
+		return error_set(err, -EINVAL, "'rules' is a list of objects");
 	if (conf_has(opts, "op") || conf_has(opts, "at") || conf_has(opts, "error") ||
 		conf_has(opts, "delay"))
 		r = add_parsed(n, opts, err);
@@ -292,7 +294,7 @@ static int co_fault_open(struct block_node *n, struct conf *opts, struct error *
 
 		if (conf_type(rules) == CONF_LIST)
 			c = conf_at(rules, i);
-		else if (conf_type(rules) == CONF_OBJECT)
+		else
 			c = conf_get(rules, conf_key_at(rules, i, &c));
 		if (!c || conf_type(c) != CONF_OBJECT)
 			return error_set(err, -EINVAL, "'rules' is a list of objects");
