@@ -86,7 +86,7 @@ $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(INTERNAL)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD    $@")
 	$(Q)$(CC) $(ALLFLAGS) -o $@ $^ $(PKG_LIBS) -lcmocka
-.PRECIOUS: $(BUILD)/obj/tests/unit/%.o
+.PRECIOUS: $(BUILD)/obj/%.o
 
 # Flags of the libraries, looked up once; a missing one is named with its Debian package.
 $(BUILD)/pkg.mk: scripts/pkg-flags scripts/variant.mk

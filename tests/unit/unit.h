@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/* What every unit test includes: cmocka with the headers it wants in front. */
+#ifndef DROVER_TESTS_UNIT_H
+#define DROVER_TESTS_UNIT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+/* For files with functions setup() and teardown(). */
+#define unit_test_fixture(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+#endif
