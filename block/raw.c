@@ -164,6 +164,16 @@ static int co_raw_copy(struct block_node *src, uint64_t src_off, struct block_no
 		below(src), src_off + s->offset, below(dst), dst_off + d->offset, len);
 }
 
+static int co_raw_measure(struct conf *opts, struct block_node *src, uint64_t size,
+	struct block_measure *ret, struct error *err)
+{
+	size = align_up(MIN(src ? block_size(src) : size, BLOCK_SIZE_MAX), 512);
+	*ret = (struct block_measure){.required = size, .fully_allocated = size};
+	return 0;
+}
+
+static const struct block_image_ops raw_image_ops = {.co_measure = co_raw_measure};
+
 const struct block_driver block_raw = {
 	.name = "raw",
 	.kind = BLOCK_KIND_FORMAT,
@@ -178,4 +188,5 @@ const struct block_driver block_raw = {
 	.co_discard = co_raw_discard,
 	.co_extent = co_raw_extent,
 	.co_copy = co_raw_copy,
+	.image = &raw_image_ops,
 };

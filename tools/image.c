@@ -33,6 +33,24 @@ int image_trust(const struct image_common *c, const struct block_trust **ret)
 	return 0;
 }
 
+int image_set_engine(const char *aio, bool native)
+{
+	/* `native` is another name for the threads engine: kernel AIO has no use of its own here.
+	 */
+	static const struct conf_enum engines[] = {
+		{"threads", 0}, {"native", 0}, {"io_uring", 1}, {NULL, 0}};
+
+	if (!aio && !native)
+		return 0;
+	for (const struct conf_enum *e = engines; e->name; e++)
+		if (!aio || !strcmp(aio, e->name)) {
+			setenv("DROVER_AIO", aio && e->value ? "io_uring" : "threads", 1);
+			return 0;
+		}
+	tool_error("Invalid aio option: %s (threads, native, io_uring)", aio);
+	return -EINVAL;
+}
+
 int image_objects(const struct image_common *c)
 {
 	for (unsigned i = 0; i < c->objects.n; i++) {

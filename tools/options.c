@@ -342,7 +342,9 @@ int command_run(const struct command *c, int argc, char **argv)
 		options_free(c, opts);
 		return r > 0 ? 0 : c->usage_code ? c->usage_code : 1;
 	}
-	r = co_run(run_command, &run);
+	r = c->prepare ? c->prepare(opts) : 0;
+	if (!r)
+		r = co_run(run_command, &run);
 	options_free(c, opts);
 	if (r < 0) {
 		tool_error("the event loop could not be started: %s", errno_text(r));

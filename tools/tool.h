@@ -71,6 +71,8 @@ struct command {
 	const struct opt *opts;
 	const void *defaults; /* the option struct's initial value; NULL: zeroes */
 	size_t opts_size;
+	/* Before the event loop exists; an exit code other than 0 ends it. NULL: nothing to do. */
+	int (*prepare)(void *opts);
 	/* The work, in a coroutine: returns the exit code. */
 	int (*co_run)(void *opts, char *const *args, unsigned nargs);
 	int usage_code; /* exit code for a wrong command line; 0 stands for 1 */
@@ -151,6 +153,9 @@ struct image_name {
 	bool detect_zeroes, detect_zeroes_unmap;
 };
 
+/* Chooses the engine of this process's rings, before the first: `threads`, `native` (another name
+ * for it), `io_uring`; NULL: as it is, or threads with `native`. -EINVAL and a sentence. */
+int image_set_engine(const char *aio, bool native);
 /* The trust preset that the options and the environment choose; -EINVAL and a sentence when they
  * contradict each other or DROVER_TRUST is not understood. */
 int image_trust(const struct image_common *c, const struct block_trust **ret);

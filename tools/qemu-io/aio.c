@@ -22,7 +22,7 @@ struct aio {
 	uint8_t *buf;
 };
 
-static int aio_submit(struct aio *a)
+static int co_aio_submit(struct aio *a)
 {
 	uint32_t flags = (a->o.fua ? BLOCK_IO_FUA : 0u) | (a->o.unmap ? BLOCK_IO_UNMAP : 0u);
 
@@ -62,11 +62,11 @@ static void aio_finished(const struct aio *a, int r, uint64_t ns)
 	io_report(&rep);
 }
 
-static void aio_run(void *arg)
+static void co_aio_run(void *arg)
 {
 	struct aio *a = arg;
 	uint64_t start = io_now_ns();
-	int r = aio_submit(a);
+	int r = co_aio_submit(a);
 
 	aio_finished(a, r, io_now_ns() - start);
 	io_buffer_free(a->buf);
@@ -143,7 +143,7 @@ static int start(const struct aio_opts *o, bool write, char *const *args, unsign
 		return 0;
 	}
 	co_counter_inc(&io.aio);
-	if (co_start(aio_run, a) < 0) {
+	if (co_start(co_aio_run, a) < 0) {
 		co_counter_dec(&io.aio);
 		io_buffer_free(a->buf);
 		mem_free(a);

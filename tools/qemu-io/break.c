@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* break, remove_break, wait_break, resume: requests held at the named events of the fault filter. */
+/* break, remove_break, wait_break, resume: requests held at the named events of the fault filter.
+ */
 #include "tools/qemu-io/io.h"
 #include "block/fault.h"
 #include "base/ring.h"
@@ -70,8 +71,14 @@ static int co_resume_cmd(void *opts, char *const *args, unsigned nargs)
 
 #define BREAK_COMMAND(name_, summary_, args_, n_, run_)                                            \
 	{                                                                                          \
-		.c = {.name = name_, .summary = summary_, .args = args_, .min_args = n_,           \
-			.max_args = n_, .opts = no_opts, .opts_size = 1, .co_run = run_,           \
+		.c = {.name = name_,                                                               \
+			.summary = summary_,                                                       \
+			.args = args_,                                                             \
+			.min_args = n_,                                                            \
+			.max_args = n_,                                                            \
+			.opts = no_opts,                                                           \
+			.opts_size = 1,                                                            \
+			.co_run = run_,                                                            \
 			.inner = true},                                                            \
 	}
 

@@ -7,24 +7,6 @@
 
 static const struct opt no_opts[] = {{0}};
 
-int io_set_engine(const char *aio, bool native)
-{
-	/* `native` is another name for the threads engine: kernel AIO has no use of its own here.
-	 */
-	static const struct conf_enum engines[] = {
-		{"threads", 0}, {"native", 0}, {"io_uring", 1}, {NULL, 0}};
-
-	if (!aio && !native)
-		return 0;
-	for (const struct conf_enum *e = engines; e->name; e++)
-		if (!aio || !strcmp(aio, e->name)) {
-			setenv("DROVER_AIO", aio && e->value ? "io_uring" : "threads", 1);
-			return 0;
-		}
-	tool_error("Invalid aio option: %s (threads, native, io_uring)", aio);
-	return -EINVAL;
-}
-
 /* --discard and --detect-zeroes as users write them. */
 static int parse_discard(const struct io_open_opts *o, struct image_name *in)
 {

@@ -78,7 +78,5 @@ struct io_open_opts {
 };
 int co_io_open(const struct io_open_opts *o, const char *name);
 void co_io_close(void);
-/* --aio text to the engine; -EINVAL, printed. */
-int io_set_engine(const char *aio, bool native);
 
 #endif

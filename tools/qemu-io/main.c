@@ -110,34 +110,29 @@ static const struct opt main_opts[] = {
 	{0},
 };
 
-/* What must be known before the ring exists: engine and traces. */
-static int early_options(int argc, char **argv)
-{
-	static const struct command c = {.name = "",
-		.summary = "Runs single requests on an image; 'qemu-io -c help' names the commands",
-		.args = "[FILE]",
-		.max_args = 1,
-		.opts = main_opts,
-		.opts_size = sizeof(struct main_opts),
-		.co_run = co_main};
-	_cleanup_free_ char **args = mem_calloc((size_t)argc + 1, sizeof(*args));
-	struct main_opts o = {0};
-	struct error err = ERROR_INIT;
-	unsigned n;
-	int r;
+static int prepare(void *opts);
 
-	if (!args)
-		return 1;
-	r = options_parse(&c, argc, argv, &o, args, &n);
-	for (unsigned i = 0; r == 0 && i < o.traces.n; i++)
-		if (trace_configure(o.traces.v[i], &err) < 0)
-			r = -tool_fail(&err);
-	if (r == 0)
-		r = io_set_engine(o.open.aio, o.open.native);
-	options_free(&c, &o);
-	if (r)
-		return r > 0 ? 0 : 1;
-	return command_run(&c, argc, argv);
+static const struct command qemu_io = {
+	.name = "",
+	.summary = "Runs single requests on an image; 'qemu-io -c help' names the commands",
+	.args = "[FILE]",
+	.max_args = 1,
+	.opts = main_opts,
+	.opts_size = sizeof(struct main_opts),
+	.prepare = prepare,
+	.co_run = co_main,
+};
+
+/* What must be known before the ring exists: engine and traces. */
+static int prepare(void *opts)
+{
+	const struct main_opts *o = opts;
+	struct error err = ERROR_INIT;
+
+	for (unsigned i = 0; i < o->traces.n; i++)
+		if (trace_configure(o->traces.v[i], &err) < 0)
+			return tool_fail(&err);
+	return image_set_engine(o->open.aio, o->open.native) < 0;
 }
 
 int main(int argc, char **argv)
@@ -145,5 +140,5 @@ int main(int argc, char **argv)
 	tool_start("qemu-io");
 	trace_init();
 	drivers_init();
-	return tool_finish(early_options(argc, argv));
+	return tool_finish(command_run(&qemu_io, argc, argv));
 }

@@ -70,7 +70,7 @@ static int check_verify_options(const struct rw_opts *o, uint64_t len)
 	return 0;
 }
 
-static int vmstate_request(bool write, uint64_t off, struct iov_slice buf)
+static int co_vmstate_request(bool write, uint64_t off, struct iov_slice buf)
 {
 	struct block_node *n = block_skip_filters(io.node);
 	const struct block_vmstate_ops *ops = n->drv->vmstate;
@@ -86,11 +86,11 @@ static int co_read_request(const struct rw_opts *o, uint64_t off, struct iov_sli
 	if (!buf.len)
 		return 0;
 	if (o->vmstate)
-		return vmstate_request(false, off, buf);
+		return co_vmstate_request(false, off, buf);
 	return co_block_read(io.node, off, buf, 0);
 }
 
-static int do_read(const struct rw_opts *o, uint64_t off, struct iov_slice slice, uint8_t *buf)
+static int co_do_read(const struct rw_opts *o, uint64_t off, struct iov_slice slice, uint8_t *buf)
 {
 	struct io_report rep = {.verb = "read",
 		.off = off,
@@ -130,7 +130,7 @@ static int co_read_cmd(void *opts, char *const *args, unsigned nargs)
 	buf = io_buffer_alloc(len, 0xab);
 	if (!buf)
 		return 1;
-	rc = do_read(o, off, iov_buf(&store, buf, len), buf);
+	rc = co_do_read(o, off, iov_buf(&store, buf, len), buf);
 	io_buffer_free(buf);
 	return rc;
 }
@@ -176,7 +176,7 @@ static int co_readv_cmd(void *opts, char *const *args, unsigned nargs)
 		return 1;
 	rc = check_verify_options(o, slice.len);
 	if (!rc)
-		rc = do_read(o, off, slice, buf);
+		rc = co_do_read(o, off, slice, buf);
 	io_buffer_free(buf);
 	return rc;
 }
@@ -195,11 +195,11 @@ static int co_write_request(
 	if (o->zeroes)
 		return co_block_zero(io.node, off, len, write_flags(o));
 	if (o->vmstate)
-		return vmstate_request(true, off, slice);
+		return co_vmstate_request(true, off, slice);
 	return co_block_write(io.node, off, slice, write_flags(o));
 }
 
-static int do_write(const struct rw_opts *o, uint64_t off, uint64_t len, struct iov_slice slice)
+static int co_do_write(const struct rw_opts *o, uint64_t off, uint64_t len, struct iov_slice slice)
 {
 	struct io_report rep = {.verb = "wrote",
 		.off = off,
@@ -253,13 +253,13 @@ static int co_write_cmd(void *opts, char *const *args, unsigned nargs)
 		io_parse_offset(args[0], &off) < 0 || io_parse_length(args[1], max, &len) < 0)
 		return 1;
 	if (o->zeroes)
-		return do_write(o, off, len, (struct iov_slice){0});
+		return co_do_write(o, off, len, (struct iov_slice){0});
 	buf = io_buffer_alloc(len, pattern);
 	if (!buf)
 		return 1;
 	rc = o->source && io_buffer_fill_from(buf, len, o->source) < 0;
 	if (!rc)
-		rc = do_write(o, off, len, iov_buf(&store, buf, len));
+		rc = co_do_write(o, off, len, iov_buf(&store, buf, len));
 	io_buffer_free(buf);
 	return rc;
 }
@@ -277,7 +277,7 @@ static int co_writev_cmd(void *opts, char *const *args, unsigned nargs)
 		io_parse_offset(args[0], &off) < 0 ||
 		make_vector(args + 1, nargs - 1, pattern, iov, &slice, &buf))
 		return 1;
-	rc = do_write(o, off, slice.len, slice);
+	rc = co_do_write(o, off, slice.len, slice);
 	io_buffer_free(buf);
 	return rc;
 }

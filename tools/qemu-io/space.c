@@ -60,7 +60,7 @@ static int co_truncate_cmd(void *opts, char *const *args, unsigned nargs)
 }
 
 /* Sums what this layer holds of [off, off+len); what lies beyond the end counts as missing. */
-static int count_allocated(uint64_t off, uint64_t len, uint64_t *ret)
+static int co_count_allocated(uint64_t off, uint64_t len, uint64_t *ret)
 {
 	uint64_t end = MIN(off + len, block_size(io.node));
 
@@ -89,7 +89,7 @@ static int co_alloc_cmd(void *opts, char *const *args, unsigned nargs)
 		printf("the range ends beyond 2^64\n");
 		return 1;
 	}
-	r = count_allocated(off, len, &sum);
+	r = co_count_allocated(off, len, &sum);
 	if (r < 0) {
 		printf("is_allocated failed: %s\n", errno_text(r));
 		return 1;
