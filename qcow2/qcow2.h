@@ -69,6 +69,10 @@ struct q2_header {
 
 struct q2_slice;
 struct q2_cache;
+struct q2_epochs;
+struct q2_allocs;
+struct q2_overlap;
+struct q2_unpacked;
 
 /* Host clusters whose reference is gone, on their way back to the free pool (free.c). */
 struct q2_free_queue;
@@ -102,24 +106,29 @@ struct q2_image {
 	/* Guarded by map_lock: L1 (host byte order), L2 slices. */
 	struct spin map_lock;
 	uint64_t *l1;
-	uint8_t *l1_dirty; /* one bit a 512-byte sector of the table */
-	uint32_t l1_alloc;
+	uint8_t *l1_dirty; /* one byte a 512-byte sector of the table */
+	uint32_t l1_ndirty; /* sectors */
 	struct q2_cache *l2_cache;
+	struct q2_overlap *overlap; /* clusters of tables (overlap.c); NULL when read-only */
 
 	/* Guarded by alloc_mutex: refcounts and the allocator. */
 	struct co_mutex alloc_mutex;
 	uint64_t *reftable; /* host byte order */
 	uint64_t reftable_entries;
+	uint8_t *reftable_dirty; /* one byte a 512-byte sector */
+	bool reftable_changed;	 /* any of them; read without the lock by commit.c */
 	struct q2_cache *ref_cache;
-	uint64_t free_hint;	/* cluster index where the search starts */
-	uint64_t file_clusters; /* clusters up to the highest allocated one */
 	struct co_mutex compress_mutex; /* before alloc_mutex: one compressed reservation at a time */
+	uint64_t free_hint; /* cluster index where the search starts: none before it is free */
+	/* Byte offset from which on the file was never written: a hole or beyond its end. */
+	uint64_t data_end;
 	uint64_t compressed_next; /* byte offset where the next compressed cluster goes; 0: none */
 
 	struct co_mutex commit_mutex;
 	struct q2_epochs *epochs;
 	struct q2_free_queue *frees;
-	struct q2_allocs *allocs; /* allocating writes in flight, by guest cluster (write.c) */
+	struct q2_allocs *allocs; /* allocating requests in flight, by guest cluster (inflight.c) */
+	struct q2_unpacked *unpacked; /* decompressed clusters (unpacked.c) */
 
 	struct q2_snapshot_entry *snapshots;
 	uint32_t nb_snapshots;
@@ -209,24 +218,51 @@ int co_q2_before_write(struct q2_image *img);
 
 /* --- cache.c: slices of L2 tables and refcount blocks, within a byte budget --- */
 struct q2_slice {
-	struct list lru;
 	struct q2_slice *hash_next;
-	uint64_t off; /* host offset of the slice in the file */
-	uint32_t refs;
-	bool dirty, loading;
+	uint64_t off;  /* host offset of the slice in the file */
+	uint32_t refs; /* holders never yield while they hold one */
+	bool dirty, loading, used;
+	uint64_t dirty_seq; /* when it became dirty */
 	uint64_t gen; /* counts changes, so that a commit knows whether its copy is current */
 	uint8_t *data; /* slice_size bytes, big-endian as on disk */
 };
 
-/* A cached slice with a reference, loaded when needed (may yield and evict; may commit). */
+/* A copy of a dirty slice, on its way to disk. */
+struct q2_copy {
+	struct q2_slice *slice; /* stays in the cache while it is dirty */
+	uint64_t off, gen;
+	uint8_t *data;
+};
+
+/* slice_size: power of two; nslices: at least 2. `lock` guards slices and their content: map_lock
+ * for the L2 cache, NULL: a lock of its own. */
+int q2_cache_new(struct q2_image *img, uint32_t slice_size, uint32_t nslices, struct spin *lock,
+	struct q2_cache **ret);
+void q2_cache_free(struct q2_cache *c); /* NULL is fine; nothing is written */
+struct spin *q2_cache_lock(struct q2_cache *c);
+/* A cached slice with a reference, loaded when needed (may yield and evict; may commit). Content
+ * is read and changed under the cache's lock, without yielding before q2_cache_put(). */
 int co_q2_cache_get(struct q2_image *img, struct q2_cache *c, uint64_t off, struct q2_slice **ret);
-/* Without yielding: NULL on a miss. The caller holds the cache's lock (map_lock or alloc_mutex). */
+/* Without yielding: NULL on a miss. The caller holds the cache's lock; takes no reference. */
 struct q2_slice *q2_cache_peek(struct q2_cache *c, uint64_t off);
-void q2_cache_put(struct q2_cache *c, struct q2_slice *s);
-void q2_cache_mark_dirty(struct q2_cache *c, struct q2_slice *s);
+void q2_cache_put(struct q2_cache *c, struct q2_slice *s); /* takes the lock */
+void q2_cache_mark_dirty(struct q2_cache *c, struct q2_slice *s); /* under the lock */
+bool q2_cache_is_dirty(const struct q2_cache *c);
 uint32_t q2_cache_slice_size(const struct q2_cache *c);
-/* Forgets every (clean, unreferenced) slice: structural operations that wrote to disk directly. */
+/* Forgets every clean, unreferenced slice: structural operations that wrote to disk directly. */
 void q2_cache_drop(struct q2_image *img, struct q2_cache *c);
+/* Forgets the clean slices of [off, off+len): the clusters get a new use. */
+void q2_cache_drop_range(struct q2_cache *c, uint64_t off, uint64_t len);
+/* The cache's clock: a slice that is dirty now has a dirty_seq of at most this. */
+uint64_t q2_cache_dirty_seq(struct q2_cache *c);
+/* Copies dirty slices that became dirty up to `seq`, as many as a bounded buffer holds: *ret_n of
+ * them, sorted by offset, 0 when there are none. They stay dirty until co_q2_cache_write() has
+ * written the copies. */
+int q2_cache_copy_dirty(struct q2_cache *c, uint64_t seq, struct q2_copy **ret, uint32_t *ret_n);
+void q2_copies_free(struct q2_copy *copies, uint32_t n);
+int co_q2_cache_write(struct q2_image *img, struct q2_cache *c, struct q2_copy *copies, uint32_t n);
+/* Writes every dirty slice in no particular order: the refcount cache. */
+int co_q2_cache_writeback(struct q2_image *img, struct q2_cache *c);
 
 /* --- map.c: guest offset to host extent --- */
 enum q2_kind {
@@ -249,37 +285,99 @@ struct q2_mapping {
  * marking the image corrupt when a table makes no sense. */
 int co_q2_map(struct q2_image *img, uint64_t off, uint64_t len, struct q2_mapping *ret);
 
-/* --- refcount.c, alloc.c --- */
-/* n contiguous free clusters with refcount set to 1 (in the cache); grows the structures when
- * needed. *ret is the host offset. Checks the result against known metadata (overlap). */
-int co_q2_alloc(struct q2_image *img, uint64_t n, uint64_t *ret);
-/* As many of the n clusters as are free right at host offset `at`; *got may be 0. */
-int co_q2_alloc_at(struct q2_image *img, uint64_t at, uint64_t n, uint64_t *got);
+enum q2_kind q2_entry_kind(const struct q2_image *img, uint64_t entry); /* not for extended L2 */
+/* Extended L2: kind of subcluster `sub`, and how many from it on are of that kind. */
+enum q2_kind q2_sub_kind(uint64_t entry, uint64_t bitmap, unsigned sub, unsigned *count);
+bool q2_l1_entry_valid(const struct q2_image *img, uint64_t entry);
+uint64_t q2_l2_slice_offset(const struct q2_image *img, uint64_t table, uint64_t off);
+
+/* --- refcount.c (the _locked forms under alloc_mutex) --- */
 int co_q2_refcount_get(struct q2_image *img, uint64_t cluster, uint64_t *ret);
-/* Adds delta (+1, -1) to each of n clusters from host offset off; -EUCLEAN on underflow, -EFBIG
- * beyond the width. In the cache; durable by the next commit. Callers obey I2. */
+int co_q2_refcount_get_locked(struct q2_image *img, uint64_t cluster, uint64_t *ret);
+/* Adds delta (+1, -1) to each of n clusters from host offset off; all or none. -EUCLEAN on
+ * underflow, -EFBIG beyond the width. In the cache; durable by the next commit. Callers obey I2. */
 int co_q2_refcount_add(struct q2_image *img, uint64_t off, uint64_t n, int delta);
 /* Adds n to the count of the cluster at host offset off if it is not zero: -ENOENT when it is,
  * -EFBIG beyond the width. Atomic against frees: compressed clusters that join a host cluster. */
 int co_q2_refcount_raise(struct q2_image *img, uint64_t off, uint64_t n);
+int co_q2_refcount_add_locked(struct q2_image *img, uint64_t off, uint64_t n, int delta);
 /* Reads or writes refcount i of a block held in memory, any width. */
 uint64_t q2_refcount_load(const void *block, uint64_t i, unsigned order);
 void q2_refcount_store(void *block, uint64_t i, unsigned order, uint64_t value);
-/* Would a metadata write to [off, off+len) hit the header, tables or other known metadata? */
-int co_q2_overlap_check(struct q2_image *img, uint64_t off, uint64_t len);
+uint64_t q2_refcounts_per_slice(const struct q2_image *img);
+int co_q2_refcount_slice(
+	struct q2_image *img, uint64_t cluster, struct q2_slice **ret, uint64_t *first);
+/* The end of the quarantine: takes one reference from n clusters; those that had only one are
+ * punched before that when `punch`. */
+int co_q2_release(struct q2_image *img, uint64_t off, uint64_t n, bool punch);
+
+/* --- alloc.c --- */
+/* n contiguous free clusters with refcount set to 1 (in the cache); grows the structures when
+ * needed. *ret is the host offset. Checks the result against known metadata (overlap). */
+int co_q2_alloc(struct q2_image *img, uint64_t n, uint64_t *ret);
+/* 1 to n contiguous clusters, the first free ones. *fresh: they read as zeroes (never written). */
+int co_q2_alloc_data(struct q2_image *img, uint64_t n, uint64_t *ret, uint64_t *got, bool *fresh);
+/* As many of the n clusters as are free right at host offset `at`; *got may be 0. */
+int co_q2_alloc_at(struct q2_image *img, uint64_t at, uint64_t n, uint64_t *got);
+/* Gives clusters back that nothing ever referred to: no quarantine. */
+void co_q2_alloc_undo(struct q2_image *img, uint64_t off, uint64_t n);
+
+/* --- refcount-grow.c: new refcount blocks, a larger table; under alloc_mutex --- */
+/* How many blocks must be made to count n clusters from `start` and, right behind, themselves. */
+uint64_t q2_refblocks_missing(const struct q2_image *img, uint64_t start, uint64_t n);
+/* Makes them. 2: the table had to grow instead; ask again. */
+int co_q2_refblocks_new(struct q2_image *img, uint64_t start, uint64_t n, uint64_t blocks);
+
+/* --- overlap.c: which clusters hold metadata --- */
+enum q2_overlap_kind { Q2_OVERLAP_NONE, Q2_OVERLAP_L2, Q2_OVERLAP_REFBLOCK };
+/* Collects the tables of a writable image at open. */
+int q2_overlap_new(struct q2_image *img);
+void q2_overlap_free(struct q2_overlap *o);
+/* A table of this kind starts to live (or dies) in the cluster at `off`. */
+int q2_overlap_add(struct q2_image *img, uint64_t off, enum q2_overlap_kind kind);
+void q2_overlap_del(struct q2_image *img, uint64_t off);
+/* Does [off, off+len) touch the header, the L1 or refcount table, a snapshot's table, or a table
+ * of another kind than `own`? For writes of data and tables and for the allocator's results; the
+ * _locked form under map_lock. */
+bool q2_overlaps(struct q2_image *img, uint64_t off, uint64_t len, enum q2_overlap_kind own);
+bool q2_overlaps_locked(struct q2_image *img, uint64_t off, uint64_t len, enum q2_overlap_kind own);
+/* The same as a guard: marks the image corrupt and returns -EUCLEAN. */
+int co_q2_overlap_check(
+	struct q2_image *img, uint64_t off, uint64_t len, enum q2_overlap_kind own);
 
 /* --- free.c: the quarantine --- */
-/* The reference to these n clusters was removed in memory. Never yields. */
+int q2_free_queue_new(struct q2_free_queue **ret);
+void q2_free_queue_free(struct q2_free_queue *q);
+/* The reference to these n clusters was removed in memory. Never yields; not under a spin lock.
+ * -ENOMEM: they are leaked, which is harmless. The _punch forms also give the host space back when
+ * discards are passed down (the image's pass_discard). */
 int q2_free_clusters(struct q2_image *img, uint64_t off, uint64_t n);
-/* The same for what an L2 entry refers to, compressed or not. */
+int q2_free_clusters_punch(struct q2_image *img, uint64_t off, uint64_t n);
+/* The same for what an L2 entry refers to, compressed or not; 0 when it refers to nothing. */
 int q2_free_entry(struct q2_image *img, uint64_t entry);
-/* Everything queued so far leaves the quarantine before it returns (commits as needed). */
+int q2_free_entry_punch(struct q2_image *img, uint64_t entry);
+/* Everything queued so far leaves the quarantine before it returns (commits as needed). The caller
+ * is no request (holds no token). */
 int co_q2_free_drain(struct q2_image *img);
+bool q2_free_pending(struct q2_image *img);  /* anything in the quarantine? */
+bool q2_free_unsealed(struct q2_image *img); /* anything that no commit has taken yet? */
+/* For commit.c. */
+void q2_free_seal(struct q2_image *img);
+void q2_free_written(struct q2_image *img);
+uint64_t q2_free_barrier_begin(struct q2_image *img);
+void q2_free_barrier_end(struct q2_image *img, uint64_t number);
+void co_q2_free_release(struct q2_image *img);
 
 /* --- epoch.c: requests in flight --- */
+int q2_epochs_new(struct q2_epochs **ret);
+void q2_epochs_free(struct q2_epochs *e);
 unsigned co_q2_request_enter(struct q2_image *img); /* waits while quiesced; returns a token */
 void q2_request_leave(struct q2_image *img, unsigned token);
-/* Alone on the image: no request in flight, caches committed and empty, quarantine empty. */
+uint64_t q2_epoch_advance(struct q2_image *img); /* ends the current epoch; returns it */
+uint64_t q2_epoch_oldest(struct q2_image *img);	 /* the first that is not over */
+void co_q2_epoch_wait(struct q2_image *img, uint64_t epoch); /* until it is over */
+/* Alone on the image: no request in flight, caches committed and empty, quarantine empty. On
+ * failure it is not alone. */
 int co_q2_quiesce_begin(struct q2_image *img);
 void co_q2_quiesce_end(struct q2_image *img);
 
@@ -287,6 +385,8 @@ void co_q2_quiesce_end(struct q2_image *img);
 /* Writes all metadata dirty at the call in the order of the theory above; with `durable` it ends
  * with a barrier. */
 int co_q2_commit(struct q2_image *img, bool durable);
+/* The refcount part alone: dirty slices and refcount table entries, in order. */
+int co_q2_write_refcounts(struct q2_image *img);
 /* A barrier of the image file (and lets the quarantine advance). */
 int co_q2_barrier(struct q2_image *img);
 
@@ -308,6 +408,13 @@ int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum blo
  * dereferences what the old entries referred to, waits for allocating writes in flight on the same
  * clusters. In the cache, as every L2 change. write.c. */
 int co_q2_link(struct q2_image *img, const uint64_t *off, const uint64_t *entry, unsigned n);
+
+/* --- unpacked.c: decompressed clusters kept for small reads --- */
+int q2_unpacked_new(struct q2_image *img);
+void q2_unpacked_free(struct q2_unpacked *u);
+/* Bytes [in, in + buf.len) of the cluster that the compressed `entry` describes. */
+int co_q2_unpack(struct q2_image *img, uint64_t entry, uint64_t in, struct iov_slice buf);
+void q2_unpacked_forget(struct q2_image *img, uint64_t off, uint64_t len); /* host range */
 
 /* --- codec.c: cluster codecs, pure --- */
 struct q2_encoder;
