@@ -33,7 +33,7 @@
  *    waits for requests and empties caches; they write with barriers of their own, and version 3
  *    images carry DIRTY around the ones in which COPIED and refcounts disagree for a while.
  *
- * Locks, in this order: quiesce (request epochs) < compress_mutex < commit_mutex < alloc_mutex <
+ * Locks, in this order: quiesce (request epochs) < compress_mutex < table_mutex < commit_mutex < alloc_mutex <
  * header_mutex < map_lock (spin).
  * Nothing but co_mutexes is held across a yield.
  */
@@ -124,7 +124,7 @@ struct q2_image {
 	uint64_t data_end;
 	uint64_t compressed_next; /* byte offset where the next compressed cluster goes; 0: none */
 
-	struct co_mutex commit_mutex;
+	struct co_mutex commit_mutex, table_mutex; /* table_mutex: new L2 tables, before commit */
 	struct q2_epochs *epochs;
 	struct q2_free_queue *frees;
 	struct q2_allocs *allocs; /* allocating requests in flight, by guest cluster (inflight.c) */
@@ -390,24 +390,55 @@ int co_q2_write_refcounts(struct q2_image *img);
 /* A barrier of the image file (and lets the quarantine advance). */
 int co_q2_barrier(struct q2_image *img);
 
-/* --- read.c, write.c, discard.c: guest requests (driver methods) --- */
+/* --- inflight.c: requests that change L2 entries --- */
+struct q2_alloc_range {
+	struct list node;
+	uint64_t start, end; /* guest bytes, whole clusters */
+};
+int q2_allocs_new(struct q2_allocs **ret);
+void q2_allocs_free(struct q2_allocs *a);
+/* Waits until no other request is between enter and leave on these clusters. Enter, then look at
+ * the entries. r lives on the caller's stack until it leaves. */
+void co_q2_alloc_enter(struct q2_image *img, struct q2_alloc_range *r, uint64_t off, uint64_t len);
+void q2_alloc_leave(struct q2_image *img, struct q2_alloc_range *r);
+
+/* --- l2.c: changing L2 tables --- */
+#define Q2_L2_RUN 256u /* clusters worked on at once */
+struct q2_l2_entry {
+	uint64_t entry, bitmap; /* host order; bitmap only with extended L2 */
+};
+/* The table for guest offset off exists and may be changed. */
+int co_q2_l2_table(struct q2_image *img, uint64_t off);
+/* Clusters from off on whose entries lie in one slice, at most Q2_L2_RUN. */
+uint64_t q2_l2_run_max(const struct q2_image *img, uint64_t off);
+/* n entries of one slice; zeroes when there is no table. */
+int co_q2_l2_load(struct q2_image *img, uint64_t off, uint64_t n, struct q2_l2_entry *ret);
+/* In the cache. After co_q2_l2_table(), inside co_q2_alloc_enter(). */
+int co_q2_l2_store(struct q2_image *img, uint64_t off, uint64_t n, const struct q2_l2_entry *e);
+/* Links whole clusters whose data was written (compressed writing): for each guest cluster off[i]
+ * (ascending) the L2 entry becomes entry[i], which is q2_compressed_entry() or `host offset |
+ * Q2_COPIED` for a plain cluster (extended L2: all subclusters allocated then). Makes new L2 tables,
+ * dereferences what the old entries referred to, waits for allocating writes in flight on the same
+ * clusters. In the cache, as every L2 change. */
+int co_q2_link(struct q2_image *img, const uint64_t *off, const uint64_t *entry, unsigned n);
+
+/* --- read.c, write.c, discard.c, extent.c: guest requests (driver methods) --- */
 int co_q2_read(struct block_node *n, struct block_io *io);
 int co_q2_write(struct block_node *n, struct block_io *io);
 int co_q2_zero(struct block_node *n, struct block_io *io);
 int co_q2_discard(struct block_node *n, struct block_io *io);
 int co_q2_flush(struct block_node *n);
 int co_q2_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret);
-/* As co_q2_read() through an L1 table other than the active one (snapshots), host order. */
-/* Allocates every cluster of [off, off+len) without data (preallocation=metadata). */
+/* The same inside a request (the caller holds a token). Ranges may reach beyond the virtual size
+ * (VM state) as far as the L1 table covers them. */
+int co_q2_read_range(struct q2_image *img, uint64_t off, struct iov_slice buf);
+int co_q2_write_range(struct q2_image *img, uint64_t off, struct iov_slice buf, uint32_t flags);
+/* *ret: bytes from off on that are known to read as zeroes without looking at data. */
+int co_q2_reads_zero(struct q2_image *img, uint64_t off, uint64_t len, uint64_t *ret);
+/* preallocate.c: gives every cluster of [off, off+len) a host cluster without writing data, and the
+ * file the length for them; FALLOC and FULL also make the file allocate space for what is new. */
 int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum block_prealloc mode,
 	struct error *err);
-
-/* Links whole clusters whose data was written (compressed writing): for each guest cluster off[i]
- * (ascending) the L2 entry becomes entry[i], which is q2_compressed_entry() or `host offset |
- * Q2_COPIED` for a plain cluster (extended L2: all subclusters allocated then). Makes new L2 tables,
- * dereferences what the old entries referred to, waits for allocating writes in flight on the same
- * clusters. In the cache, as every L2 change. write.c. */
-int co_q2_link(struct q2_image *img, const uint64_t *off, const uint64_t *entry, unsigned n);
 
 /* --- unpacked.c: decompressed clusters kept for small reads --- */
 int q2_unpacked_new(struct q2_image *img);
