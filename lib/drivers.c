@@ -4,11 +4,13 @@
  */
 #include "lib/drivers.h"
 #include "block/block.h"
+#include "qcow2/qcow2.h"
 
 static const struct block_driver *const table[] = {
 	&block_file,
 	&block_host_device,
 	&block_raw,
+	&block_qcow2,
 	&block_mem,
 	&block_null,
 	&block_fault,

@@ -36,7 +36,8 @@ struct q2_free_queue {
 	struct spin lock;
 	struct batch *open; /* NULL: empty */
 	struct list sealed, written, durable;
-	uint64_t barriers; /* begun so far */
+	uint64_t barriers;	 /* begun so far */
+	struct co_mutex release; /* before alloc_mutex: one at a time */
 };
 
 int q2_free_queue_new(struct q2_free_queue **ret)
@@ -304,16 +305,23 @@ static void release_batch(struct q2_image *img, struct batch *b)
 	}
 }
 
-void co_q2_free_release(struct q2_image *img)
+static void release_all(struct q2_image *img)
 {
 	struct batch *b;
 
-	if (img->corrupt)
-		return;
-	while ((b = releasable(img))) {
+	while (!__atomic_load_n(&img->corrupt, __ATOMIC_ACQUIRE) && (b = releasable(img))) {
 		release_batch(img, b);
 		batch_free(b);
 	}
+}
+
+void co_q2_free_release(struct q2_image *img)
+{
+	/* Somebody else is at it: what becomes releasable meanwhile waits for the next time. */
+	if (!co_mutex_trylock(&img->frees->release))
+		return;
+	release_all(img);
+	co_mutex_unlock(&img->frees->release);
 }
 
 int co_q2_free_drain(struct q2_image *img)
@@ -331,6 +339,8 @@ int co_q2_free_drain(struct q2_image *img)
 	spin_unlock(&q->lock);
 	if (epoch)
 		co_q2_epoch_wait(img, epoch - 1);
-	co_q2_free_release(img);
+	co_mutex_lock(&q->release);
+	release_all(img);
+	co_mutex_unlock(&q->release);
 	return 0;
 }

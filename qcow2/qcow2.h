@@ -118,6 +118,7 @@ struct q2_image {
 	uint8_t *reftable_dirty; /* one byte a 512-byte sector */
 	bool reftable_changed;	 /* any of them; read without the lock by commit.c */
 	struct q2_cache *ref_cache;
+	uint64_t punch_off, punch_len; /* host range being punched; one release at a time */
 	struct co_mutex compress_mutex; /* before alloc_mutex: one compressed reservation at a time */
 	uint64_t free_hint; /* cluster index where the search starts: none before it is free */
 	/* Byte offset from which on the file was never written: a hole or beyond its end. */
@@ -171,6 +172,11 @@ static inline uint64_t q2_l1_needed(const struct q2_image *img, uint64_t size)
 
 /* --- driver.c: the table entry, open and close --- */
 extern const struct block_driver block_qcow2;
+
+/* --- options.c: open options, cache sizes --- */
+extern const struct conf_key q2_open_keys[];
+int q2_options_incomplete(struct conf *opts, bool *ret, struct error *err);
+int q2_options_apply(struct q2_image *img, struct conf *opts, struct error *err);
 
 /* --- header.c: parse, validate, write --- */
 void q2_header_destroy(struct q2_header *h); /* also of a zeroed one */

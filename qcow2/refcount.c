@@ -187,6 +187,49 @@ int co_q2_refcount_add(struct q2_image *img, uint64_t off, uint64_t n, int delta
 	return r;
 }
 
+/* Adds n to one count that is not zero: under the cache's lock. */
+static int slice_raise(struct q2_image *img, struct q2_slice *s, uint64_t i, uint64_t n)
+{
+	uint64_t v = q2_refcount_load(s->data, i, img->h.refcount_order);
+
+	if (!v)
+		return -ENOENT;
+	if (n > img->max_refcount - v)
+		return -EFBIG;
+	q2_refcount_store(s->data, i, img->h.refcount_order, v + n);
+	q2_cache_mark_dirty(img->ref_cache, s);
+	return 0;
+}
+
+static int raise_locked(struct q2_image *img, uint64_t off, uint64_t n)
+{
+	uint64_t cluster = off >> img->cluster_bits, first;
+	struct q2_slice *s;
+	int r;
+
+	/* On its way out of the quarantine: its last reference is gone. */
+	if (ranges_overlap(off, 1, img->punch_off, img->punch_len))
+		return -ENOENT;
+	r = co_q2_refcount_slice(img, cluster, &s, &first);
+	if (r)
+		return r < 0 ? r : -ENOENT;
+	spin_lock(q2_cache_lock(img->ref_cache));
+	r = slice_raise(img, s, cluster - first, n);
+	spin_unlock(q2_cache_lock(img->ref_cache));
+	q2_cache_put(img->ref_cache, s);
+	return r;
+}
+
+int co_q2_refcount_raise(struct q2_image *img, uint64_t off, uint64_t n)
+{
+	int r;
+
+	co_mutex_lock(&img->alloc_mutex);
+	r = raise_locked(img, off, n);
+	co_mutex_unlock(&img->alloc_mutex);
+	return r;
+}
+
 /* --- release from the quarantine --- */
 
 /* How many of the n clusters from `cluster` have a refcount of exactly 1 (only == true), or another
@@ -234,10 +277,14 @@ int co_q2_release(struct q2_image *img, uint64_t off, uint64_t n, bool punch)
 			q2_unpacked_forget(img, at, bytes);
 		}
 		if (last && punch) {
-			/* The count of 1 keeps everybody away; without the mutex others go on. */
+			/* The count of 1 keeps the allocator away, punch_off those who would join
+			 * the cluster; without the mutex others go on. */
+			img->punch_off = at;
+			img->punch_len = bytes;
 			co_mutex_unlock(&img->alloc_mutex);
 			(void)co_block_discard(img->file, at, bytes, 0);
 			co_mutex_lock(&img->alloc_mutex);
+			img->punch_len = 0;
 		}
 		r = co_q2_refcount_add_locked(img, at, run, -1);
 	}
