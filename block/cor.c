@@ -38,7 +38,9 @@ static int co_copy_up(struct block_node *n, uint64_t off, uint64_t len, void *bu
 		if (!(e.flags & BLOCK_EXTENT_ALLOCATED)) {
 			e.len = MIN(e.len, COPY_MAX);
 			r = co_block_pread(below(n), off, buf, e.len);
-			if (!r)
+			if (!r && mem_is_zero(buf, e.len))
+				r = co_block_zero(below(n), off, e.len, BLOCK_IO_UNCHANGED);
+			else if (!r)
 				r = co_block_write(below(n), off, iov_buf(&iov, buf, e.len),
 					BLOCK_IO_UNCHANGED);
 			if (r)

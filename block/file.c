@@ -17,6 +17,7 @@
  * flush of the node (keeps I9).
  */
 #include "block/file.h"
+#include "base/trace.h"
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/stat.h>
@@ -187,6 +188,7 @@ static int set_locks(struct block_node *n, const struct block_open_opts *o, stru
 {
 	struct file_state *s = n->priv;
 	uint32_t perm = o->perm, shared = o->shared;
+	int r;
 
 	if (!s->locking || (o->flags & BLOCK_OPEN_NO_LOCK))
 		return 0;
@@ -194,7 +196,12 @@ static int set_locks(struct block_node *n, const struct block_open_opts *o, stru
 		shared = BLOCK_PERM_ALL;
 	if (!(o->flags & BLOCK_OPEN_RDWR))
 		perm &= BLOCK_PERM_READ;
-	return block_lock_set(s->fd, n->filename, &s->lock, perm, shared, err);
+	r = block_lock_set(s->fd, n->filename, &s->lock, perm, shared, err);
+	if (!s->must_lock && (r == -ENOLCK || r == -ENOSYS || r == -EOPNOTSUPP || r == -EINVAL)) {
+		trace("block_file_no_locks", "%s: %s", n->filename, errno_text(r));
+		return 0;
+	}
+	return r;
 }
 
 static int co_file_open_fd(struct block_node *n, const char *path, struct error *err)
@@ -239,9 +246,8 @@ static int co_file_open(struct block_node *n, struct conf *opts, struct error *e
 	s->device = n->drv == &block_host_device;
 	s->dio = wants_dio(n->opts.cache);
 	s->nowait = !s->dio && knows_nowait(s->fd);
-	s->locking = locking != LOCKING_OFF && !(n->opts.flags & BLOCK_OPEN_NO_LOCK);
-	if (n->opts.flags & BLOCK_OPEN_NO_LOCK)
-		s->locking = locking != LOCKING_OFF;
+	s->locking = locking != LOCKING_OFF;
+	s->must_lock = locking == LOCKING_ON;
 	r = co_file_open_fd(n, path, err);
 	if (r)
 		close(s->fd);
@@ -323,6 +329,8 @@ int file_tail_fd(struct block_node *n, int *ret)
 	if (fd < 0) {
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
 		fd = open_fd(path, n->opts.flags & BLOCK_OPEN_RDWR, false, 0);
+		if (fd == -ENOENT) /* no /proc in here */
+			fd = open_fd(n->filename, n->opts.flags & BLOCK_OPEN_RDWR, false, 0);
 		if (fd < 0)
 			return fd;
 		if (!__atomic_compare_exchange_n(

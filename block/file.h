@@ -13,7 +13,8 @@
 struct file_state {
 	int fd;
 	int tail_fd; /* without O_DIRECT, for the ragged end of a file; -1: not opened yet */
-	bool device, dio, locking, nowait;
+	bool device, dio, nowait;
+	bool locking, must_lock; /* take image locks; refuse file systems without them */
 	bool no_punch, no_zero_range, no_allocate, no_discard, no_copy; /* relaxed atomics */
 	struct block_lock lock;
 	/* The last answer about holes; see file-space.c. */

@@ -92,7 +92,7 @@ static inline void inflight_end_write(struct block_inflight *f, struct block_tra
 /* --- dirty.c --- */
 
 /* Records a completed change in every attached bitmap; called by io.c when there is one. */
-void block_dirty_note(struct block_node *n, uint64_t off, uint64_t len) __attribute__((weak));
+void block_dirty_note(struct block_node *n, uint64_t off, uint64_t len);
 
 /* --- node.c --- */
 
@@ -133,6 +133,8 @@ int co_open_chain(struct block_node *top, struct error *err);
 /* What the child of a node opened with `o` is opened with. */
 void block_child_opts(const struct block_driver *drv, const struct block_open_opts *o,
 	enum block_role role, struct block_open_opts *ret);
+/* Lays the options that the node's spec gives it over *o, which it is to be reopened with. */
+int block_own_opts(const struct block_node *n, struct block_open_opts *o, struct error *err);
 /* Sets `driver` (and the name it takes) in a spec that has only a `filename`. */
 int block_name_driver(struct conf *spec, struct error *err);
 /* Is name of the form proto:..., with a colon before the first slash? Returns the prefix length. */

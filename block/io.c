@@ -233,7 +233,7 @@ int co_block_write(struct block_node *n, uint64_t off, struct iov_slice buf, uin
 	}
 	do
 		r = co_write_once(n, &io);
-	while (unlikely(r) && co_werror_again(n, r));
+	while (unlikely(r) && !check_change(n, off, buf.len) && co_werror_again(n, r));
 	stat_add(&n->stats.writes, 1);
 	stat_add(&n->stats.write_bytes, buf.len);
 	if (unlikely(flush) && !r)
@@ -341,7 +341,7 @@ int co_block_zero(struct block_node *n, uint64_t off, uint64_t len, uint32_t fla
 	flags &= ~(uint32_t)BLOCK_IO_FUA;
 	do
 		r = co_zero_split(n, off, len, flags);
-	while (unlikely(r) && r != -ENOTSUP && co_werror_again(n, r));
+	while (unlikely(r) && !check_change(n, off, len) && co_werror_again(n, r));
 	stat_add(&n->stats.zeroes, 1);
 	if (!r && fua)
 		r = co_block_flush(n);
@@ -357,8 +357,12 @@ int co_block_discard(struct block_node *n, uint64_t off, uint64_t len, uint32_t 
 
 	if (!(n->opts.flags & BLOCK_OPEN_RDWR))
 		return -EROFS;
-	if (!range_inside(off, len, size))
-		return -EIO;
+	if (!range_inside(off, len, size)) {
+		if (!(n->opts.flags & BLOCK_OPEN_STORE) || !range_inside(off, len, BLOCK_SIZE_MAX))
+			return -EIO;
+		/* The last cluster of a format may reach beyond its file. */
+		len = off < size ? size - off : 0;
+	}
 	if (!(n->opts.flags & BLOCK_OPEN_UNMAP) || !len)
 		return 0;
 	end = off + len;

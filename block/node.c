@@ -7,6 +7,7 @@
  * stack. Closing a chain goes the same way.
  */
 #include "block/internal.h"
+#include "base/trace.h"
 #include <assert.h>
 
 static const struct block_driver *const *drivers;
@@ -161,6 +162,8 @@ int co_node_open_on(const struct block_driver *drv, struct block_node *file,
 		node_free(x);
 		return r;
 	}
+	trace("block_node_open", "%s: %s%s", drv->name, n->filename,
+		n->opts.flags & BLOCK_OPEN_RDWR ? "" : " (read-only)");
 	assert(is_pow2(n->caps.align) && is_pow2(MAX(n->caps.buf_align, 1u)));
 	*ret = n;
 	return 0;
@@ -206,6 +209,7 @@ static int co_node_close(struct block_node *n, struct block_node **backing)
 {
 	int r = 0, r2;
 
+	trace("block_node_close", "%s: %s", n->drv->name, n->filename);
 	co_block_drain_begin(n);
 	co_block_drain_end(n);
 	if ((n->opts.flags & BLOCK_OPEN_RDWR) && n->inflight->write_gen)
@@ -270,12 +274,15 @@ static int co_reopen_file(struct block_node *n, const struct block_open_opts *o,
 	return co_block_reopen(n->child[BLOCK_ROLE_FILE], &c, err);
 }
 
-int co_block_reopen(struct block_node *n, const struct block_open_opts *o, struct error *err)
+int co_block_reopen(struct block_node *n, const struct block_open_opts *want, struct error *err)
 {
-	struct block_open_opts old = n->opts;
-	bool gains = (o->flags & ~n->opts.flags) & BLOCK_OPEN_RDWR;
-	int r;
+	struct block_open_opts old = n->opts, own = *want, *o = &own;
+	int r = block_own_opts(n, &own, err);
+	bool gains;
 
+	if (r)
+		return r;
+	gains = (o->flags & ~n->opts.flags) & BLOCK_OPEN_RDWR;
 	co_block_drain_begin(n);
 	/* The file becomes writable before the format wants to write, and read-only after it has
 	 * written its last. */

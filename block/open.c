@@ -113,6 +113,21 @@ static int parse_common(
 	return 0;
 }
 
+int block_own_opts(const struct block_node *n, struct block_open_opts *o, struct error *err)
+{
+	_cleanup_(conf_freep) struct conf *opts = conf_dup(n->spec);
+	bool want_rw = o->flags & BLOCK_OPEN_RDWR;
+	int r, werror;
+
+	if (!opts)
+		return error_set_errno(err, -ENOMEM, "Could not reopen '%s'", n->filename);
+	r = parse_common(opts, o, &werror, err);
+	if (!r && want_rw && !(o->flags & (BLOCK_OPEN_RDWR | BLOCK_OPEN_AUTO_RO)))
+		return error_set(err, -EPERM,
+			"'%s' is opened with read-only=on and cannot become writable", n->filename);
+	return r;
+}
+
 /* --- what children are opened with ---------------------------------------------------------- */
 
 /* Writethrough belongs to the node that guests write to: below it, ordering is the format's. */
@@ -338,8 +353,8 @@ static int co_open_file_child(const struct block_driver *drv, struct conf *opts,
 	return 0;
 }
 
-static int co_probe(struct block_node *file, const struct block_open_opts *o,
-	const struct block_driver **ret, struct error *err)
+static int co_probe_head(
+	struct block_node *file, const struct block_driver **ret, struct error *err)
 {
 	_cleanup_free_ char *head = block_buffer_alloc(file, BLOCK_PROBE_LEN);
 	size_t n = MIN(block_size(file), (uint64_t)BLOCK_PROBE_LEN);
@@ -352,6 +367,16 @@ static int co_probe(struct block_node *file, const struct block_open_opts *o,
 		return error_set_errno(err, r,
 			"Could not read image '%s' for determining its format", file->filename);
 	*ret = block_probe(head, n);
+	return 0;
+}
+
+static int co_probe(struct block_node *file, const struct block_open_opts *o,
+	const struct block_driver **ret, struct error *err)
+{
+	int r = co_probe_head(file, ret, err);
+
+	if (r)
+		return r;
 	if (!*ret && o->trust->probe_raw)
 		*ret = block_driver_find("raw");
 	if (!*ret)
@@ -361,6 +386,25 @@ static int co_probe(struct block_node *file, const struct block_open_opts *o,
 			"name the format",
 			file->filename);
 	return 0;
+}
+
+/* Under strict trust a declared format must not hide another one. */
+static int co_check_declared(const struct block_driver *drv, struct block_node *file,
+	const struct block_open_opts *o, struct error *err)
+{
+	const struct block_driver *found;
+	int r;
+
+	if (o->trust->probe_raw || drv->kind != BLOCK_KIND_FORMAT)
+		return 0;
+	r = co_probe_head(file, &found, err);
+	if (!r && found && found != drv)
+		r = error_set(err, -EINVAL,
+			"'%s' was to be opened as %s, but its content is %s; untrusted images must "
+			"be "
+			"what they are said to be",
+			file->filename, drv->name, found->name);
+	return r;
 }
 
 /* Without a driver: the format is what the first bytes say. The locks that the format needs are
@@ -420,6 +464,10 @@ static int co_open_node(const struct conf *spec, const struct block_open_opts *o
 			return error_set(err, -ENOENT, "Unknown driver '%.64s'", name);
 		if (drv->kind != BLOCK_KIND_PROTOCOL)
 			r = co_open_file_child(drv, opts, &eff, &file, err);
+		if (!r && file)
+			r = co_check_declared(drv, file, &eff, err);
+		if (r)
+			co_block_node_unref(file);
 	} else {
 		r = co_open_probed(opts, &eff, &drv, &file, err);
 		if (!r)

@@ -12,13 +12,28 @@
 
 #define RETRY_NS 1000000000ULL
 
+/* Errors of the store may go away; refusals of the request itself do not. */
+static bool may_pass(int r)
+{
+	switch (r) {
+	case -EROFS:
+	case -EPERM:
+	case -EINVAL:
+	case -ENOTSUP:
+	case -EUCLEAN:
+		return false;
+	default:
+		return true;
+	}
+}
+
 bool co_werror_again(struct block_node *n, int r)
 {
 	struct node *x = node_of(n);
 	bool again;
 
-	if (x->werror == BLOCK_WERROR_REPORT ||
-		(x->werror == BLOCK_WERROR_ENOSPC && r != -ENOSPC) || r == -EROFS || r == -EINVAL)
+	if (x->werror == BLOCK_WERROR_REPORT || !may_pass(r) ||
+		(x->werror == BLOCK_WERROR_ENOSPC && r != -ENOSPC && r != -EDQUOT))
 		return false;
 	trace("block_werror_park", "%s: %s", n->filename, errno_text(r));
 	spin_lock(&x->werror_lock);

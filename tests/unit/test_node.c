@@ -61,6 +61,53 @@ CO_TEST(test_probe)
 	co_block_node_unref(n);
 }
 
+/* Under strict trust a declared format is held against the content. */
+CO_TEST(test_declared_format)
+{
+	_cleanup_(conf_freep) struct conf *spec = NULL, *right = NULL;
+	const char *path = layer_make("declared", NULL, NULL, 8);
+	struct block_open_opts o = {.trust = &block_trust_strict};
+	struct error err = ERROR_INIT;
+	struct block_node *n;
+
+	check_int(block_spec_from_name(path, "raw", &spec, &err), 0);
+	check_int(co_block_open(spec, &o, &n, &err), -EINVAL);
+	check(strstr(err.text, "was to be opened as raw, but its content is layer"));
+	o.trust = &block_trust_local;
+	check_int(co_block_open(spec, &o, &n, &err), 0);
+	co_block_node_unref(n);
+	o.trust = &block_trust_strict;
+	check_int(block_spec_from_name(path, "layer", &right, &err), 0);
+	check_int(co_block_open(right, &o, &n, &err), 0);
+	co_block_node_unref(n);
+}
+
+/* What a spec says of a node holds through probing and reopening. */
+CO_TEST(test_own_options)
+{
+	const char *path = layer_make("own", NULL, NULL, 8);
+	struct error err = ERROR_INIT;
+	struct block_open_opts o;
+	struct block_node *n;
+
+	n = must_open(test_printf("file.filename=%s,file.cache.direct=on", path), 0);
+	check(n->drv == &layer_driver);
+	check_int(n->child[BLOCK_ROLE_FILE]->opts.cache, BLOCK_CACHE_NONE);
+	o = n->opts;
+	o.flags |= BLOCK_OPEN_RDWR;
+	check_int(co_block_reopen(n, &o, &err), 0);
+	check_int(n->child[BLOCK_ROLE_FILE]->opts.cache, BLOCK_CACHE_NONE);
+	write_fill(n, 0, 512, 1);
+	co_block_node_unref(n);
+
+	n = must_open(test_printf("driver=layer,file.filename=%s,file.read-only=on", path), 0);
+	o = n->opts;
+	o.flags |= BLOCK_OPEN_RDWR;
+	check_int(co_block_reopen(n, &o, &err), -EPERM);
+	check(!(n->opts.flags & BLOCK_OPEN_RDWR));
+	co_block_node_unref(n);
+}
+
 /* A guest must not turn a disk whose format was guessed into another format. */
 CO_TEST(test_probed_raw_guard)
 {
@@ -298,6 +345,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_specs),
 		cmocka_unit_test(test_probe),
+		cmocka_unit_test(test_declared_format),
+		cmocka_unit_test(test_own_options),
 		cmocka_unit_test(test_probed_raw_guard),
 		cmocka_unit_test(test_chain),
 		cmocka_unit_test(test_names),
