@@ -209,16 +209,16 @@ static struct conf *from_scalar(const json_t *j)
 	}
 }
 
-static int from_json(const json_t *j, struct conf **ret, struct error *err);
+static int from_json(const json_t *j, struct conf **ret, unsigned level, struct error *err);
 
-static int from_array(const json_t *j, struct conf *list, struct error *err)
+static int from_array(const json_t *j, struct conf *list, unsigned level, struct error *err)
 {
 	int r;
 
 	for (size_t i = 0; i < json_array_size(j); i++) {
 		struct conf *v = NULL;
 
-		r = from_json(json_array_get(j, i), &v, err);
+		r = from_json(json_array_get(j, i), &v, level + 1, err);
 		if (r)
 			return r;
 		r = conf_append(list, NULL, 0, v);
@@ -250,7 +250,8 @@ static int put_merged(struct conf *c, const char *key, struct conf *value, struc
 	return r;
 }
 
-static int from_object(const json_t *j, struct conf *obj, struct error *err)
+/* `level` is the depth of obj: dots in keys nest like braces, and both together are bounded. */
+static int from_object(const json_t *j, struct conf *obj, unsigned level, struct error *err)
 {
 	const char *key;
 	json_t *member;
@@ -259,8 +260,13 @@ static int from_object(const json_t *j, struct conf *obj, struct error *err)
 	json_object_foreach((json_t *)j, key, member)
 	{
 		struct conf *v = NULL;
+		unsigned below = level;
 
-		r = from_json(member, &v, err);
+		for (const char *p = key; *p; p++)
+			below += *p == '.';
+		if (below > CONF_DEPTH)
+			return put_error(err, -EINVAL, key);
+		r = from_json(member, &v, below + 1, err);
 		if (!r)
 			r = put_merged(obj, key, v, err);
 		if (r)
@@ -269,7 +275,7 @@ static int from_object(const json_t *j, struct conf *obj, struct error *err)
 	return 0;
 }
 
-static int from_json(const json_t *j, struct conf **ret, struct error *err)
+static int from_json(const json_t *j, struct conf **ret, unsigned level, struct error *err)
 {
 	_cleanup_(conf_freep) struct conf *c = NULL;
 	int r = 0;
@@ -283,9 +289,9 @@ static int from_json(const json_t *j, struct conf **ret, struct error *err)
 	if (!c)
 		return put_error(err, -ENOMEM, "");
 	if (json_is_array(j))
-		r = from_array(j, c, err);
+		r = from_array(j, c, level, err);
 	else if (json_is_object(j))
-		r = from_object(j, c, err);
+		r = from_object(j, c, level, err);
 	if (r)
 		return r;
 	*ret = take(c);
@@ -317,7 +323,7 @@ int conf_parse_json(const char *text, struct conf **ret, struct error *err)
 		return error_set(err, -EINVAL, "the JSON text is wrong at line %d, column %d: %s",
 			je.line, je.column, je.text);
 	if (json_is_object(j))
-		r = from_json(j, &c, err);
+		r = from_json(j, &c, 1, err);
 	else
 		r = error_set(err, -EINVAL, "the JSON text is not an object ({...})");
 	json_decref(j);

@@ -9,7 +9,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-#define LEVELS 63u
+#define LEVELS 79u
 
 /* The next character of a UTF-8 text, 0xfffd for what is none (one byte is consumed then). */
 static uint32_t utf8_next(const unsigned char **text)

@@ -13,12 +13,12 @@ struct json_writer {
 	FILE *out; /* borrowed */
 	unsigned depth;
 	bool compact; /* one line, ", " and ": " between; a list at the top has an object a line */
-	bool need_comma[64];
-	bool is_list[64];
+	bool need_comma[80];
+	bool is_list[80];
 };
 
 /* Keys are NULL inside lists and at the top. Strings are escaped; bytes that are not UTF-8 become
- * U+FFFD. At most 63 levels (assert: the shape is ours). */
+ * U+FFFD. At most 79 levels (assert: the shape is ours). */
 void json_begin(struct json_writer *w, FILE *out, bool compact);
 void json_end(struct json_writer *w); /* final newline */
 void json_object(struct json_writer *w, const char *key);
