@@ -16,6 +16,7 @@
 #include "base/mem.h"
 
 #include <assert.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -117,6 +118,10 @@ static bool sim_start(struct ring *ring, struct ring_op *op)
 	if (op->code == RING_OP_SLEEP) {
 		timer_add(&s->timers, op);
 	} else if (op->code == RING_OP_POLL) {
+		if (fcntl(op->fd, F_GETFD) < 0) {
+			op->res = -errno;
+			return true;
+		}
 		list_add_tail(&s->polls, &op->link);
 	} else {
 		if (sim_draw(s, 2)) {
@@ -169,8 +174,9 @@ static void sim_timers(struct sim *s)
 	}
 }
 
-/* Looks after the polled descriptors; waits for them only when `timeout_ms` is not 0. */
-static void sim_polls(struct sim *s, int timeout_ms)
+/* Looks after the bell and polled descriptors; waits for them when `timeout_ms` is not 0. True when
+ * something came. */
+static bool sim_polls(struct sim *s, int timeout_ms)
 {
 	struct pollfd bell = {.fd = s->ring.event_fd, .events = POLLIN};
 	struct ring_op *op, *tmp;
@@ -192,7 +198,7 @@ static void sim_polls(struct sim *s, int timeout_ms)
 			}
 		}
 		if (any || !timeout_ms)
-			return;
+			return any;
 		/* With nothing but polls left, look again every millisecond. */
 		poll(&bell, 1, list_empty(&s->polls) ? timeout_ms : 1);
 		if (timeout_ms > 0)
@@ -203,11 +209,11 @@ static void sim_polls(struct sim *s, int timeout_ms)
 static int sim_wait(struct ring *ring, int64_t timeout_ns)
 {
 	struct sim *s = sim_of(ring);
-	bool ready = !list_empty(&ring->ready);
+	bool rung, ready = !list_empty(&ring->ready);
 
 	s->clock += SIM_TURN_NS;
 	sim_timers(s);
-	sim_polls(s, 0);
+	rung = sim_polls(s, 0);
 	if (s->nops) {
 		/* Beside ready coroutines, completions come or do not come. */
 		unsigned n = ready ? sim_draw(s, 2) : 1 + sim_draw(s, s->nops);
@@ -216,7 +222,7 @@ static int sim_wait(struct ring *ring, int64_t timeout_ns)
 			sim_complete_one(s);
 		return 0;
 	}
-	if (!timeout_ns || !ring_may_sleep(ring))
+	if (rung || !timeout_ns || !ring_may_sleep(ring, RING_WAITS))
 		return 0;
 	if (s->timers) {
 		uint64_t jump = s->timers->off - s->clock;

@@ -182,7 +182,7 @@ static int threads_wait(struct ring *ring, int64_t timeout_ns)
 	int64_t ns = bound_wait(t, timeout_ns);
 	int n, saved = 0;
 
-	if (ns && !ring_may_sleep(ring))
+	if (ns && !ring_may_sleep(ring, RING_WAITS))
 		ns = 0;
 	n = epoll_ns(t->epoll_fd, ev, ns);
 	if (n < 0)

@@ -113,6 +113,7 @@ int ring_new(const struct ring_opts *opts, struct ring **ret, struct error *err)
 	if (r)
 		return r;
 	list_init(&ring->ready);
+	atomic_init(&ring->notify_fd, ring->event_fd);
 	co_thread.ring = ring;
 	*ret = ring;
 	return 0;
@@ -171,10 +172,14 @@ void ring_ring_bell(int event_fd)
 	errno = saved;
 }
 
-static void ring_signal(struct ring *ring)
+static void ring_signal(struct ring *ring, enum ring_sleep how)
 {
 	struct ring *from = co_thread.ring;
 
+	if (how == RING_POLLED) {
+		ring_note_work(ring);
+		return;
+	}
 	if (from && !from->turning)
 		from = NULL;
 	if (!ring->engine->signal || !ring->engine->signal(ring, from))
@@ -183,6 +188,7 @@ static void ring_signal(struct ring *ring)
 
 void ring_post(struct ring *ring, struct co *co)
 {
+	enum ring_sleep how;
 	struct co *head;
 
 	atomic_fetch_add(&ring->wakers, 1); /* R2 */
@@ -190,36 +196,41 @@ void ring_post(struct ring *ring, struct co *co)
 	do
 		co->inbox_next = head;
 	while (!atomic_compare_exchange_weak(&ring->inbox, &head, co));
-	if (atomic_exchange(&ring->sleeping, 0)) /* R1 */
-		ring_signal(ring);
+	how = atomic_exchange(&ring->sleeping, RING_AWAKE); /* R1 */
+	if (how != RING_AWAKE)
+		ring_signal(ring, how);
 	atomic_fetch_sub(&ring->wakers, 1);
 }
 
 void ring_kick(struct ring *ring)
 {
+	int fd = atomic_load(&ring->notify_fd);
+
 	ring_ring_bell(ring->event_fd);
+	if (fd != ring->event_fd)
+		ring_ring_bell(fd);
 }
 
-bool ring_may_sleep(struct ring *ring)
+bool ring_may_sleep(struct ring *ring, enum ring_sleep how)
 {
 	if (!list_empty(&ring->ready))
 		return false;
-	atomic_store(&ring->sleeping, 1);
+	atomic_store(&ring->sleeping, how);
 	if (!atomic_load(&ring->inbox))
 		return true;
-	atomic_store(&ring->sleeping, 0);
+	atomic_store(&ring->sleeping, RING_AWAKE);
 	return false;
 }
 
 void ring_awake(struct ring *ring)
 {
 	if (atomic_load_explicit(&ring->sleeping, memory_order_relaxed))
-		atomic_store(&ring->sleeping, 0);
+		atomic_store(&ring->sleeping, RING_AWAKE);
 }
 
 void ring_note_work(struct ring *ring)
 {
-	ring_ring_bell(ring->event_fd);
+	ring_ring_bell(atomic_load(&ring->notify_fd));
 }
 
 static void ring_drain_inbox(struct ring *ring)
@@ -286,7 +297,7 @@ static int turn(struct ring *ring, int64_t timeout_ns)
 static void turns_over(struct ring *ring)
 {
 	ring->engine->submit(ring);
-	if (ring->fd_exposed && !ring_may_sleep(ring))
+	if (ring->fd_exposed && !ring_may_sleep(ring, RING_POLLED))
 		ring_note_work(ring);
 }
 
@@ -303,7 +314,7 @@ int ring_fd(struct ring *ring)
 {
 	int fd = ring->engine->poll_fd(ring);
 
-	if (!ring->fd_exposed) {
+	if (fd >= 0 && !ring->fd_exposed) {
 		ring->fd_exposed = true;
 		turns_over(ring);
 	}

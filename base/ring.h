@@ -52,7 +52,8 @@ enum ring_kind ring_kind(const struct ring *ring);
 int ring_turn(struct ring *ring, int64_t timeout_ns);
 /* Makes a ring_turn() that waits, on whatever thread, return. Async-signal-safe. */
 void ring_kick(struct ring *ring);
-/* A descriptor that polls readable when ring_turn(ring, 0) would find work; owned by the ring. */
+/* A descriptor that polls readable when ring_turn(ring, 0) would find work; owned by the ring. From
+ * then on every turn submits what it started. -EMFILE and the like when it cannot be made. */
 int ring_fd(struct ring *ring);
 
 /* A thread of its own with a ring of its own, running fn(arg) as a coroutine. */

@@ -112,6 +112,12 @@ struct ring_engine {
 	void (*destroy)(struct ring *ring);
 };
 
+enum ring_sleep {
+	RING_AWAKE,
+	RING_WAITS,  /* in the engine: by the eventfd, or from ring to ring */
+	RING_POLLED, /* outside of a turn, somebody polls ring_fd() */
+};
+
 struct ring {
 	const struct ring_engine *engine;
 	enum ring_kind kind;
@@ -122,12 +128,13 @@ struct ring {
 	bool urgent;           /* signals to other rings wait to be submitted */
 	bool fd_exposed;       /* somebody polls ring_fd() */
 	bool automatic;        /* made by ring_get(): freed at thread exit */
-	int event_fd;
-	uint64_t rng; /* sim */
+	int event_fd;          /* ends a wait of the engine */
+	uint64_t rng;          /* sim */
 
 	/* What other threads touch. */
 	_Atomic(struct co *) inbox __attribute__((aligned(64)));
-	_Atomic uint32_t sleeping; /* the thread waits, or may, and wants a signal */
+	_Atomic uint32_t sleeping; /* enum ring_sleep: how the thread wants to be told */
+	_Atomic int notify_fd;     /* makes ring_fd() readable; often the eventfd */
 	_Atomic uint32_t wakers;   /* threads inside ring_post(): the ring may not go away */
 };
 
@@ -137,8 +144,8 @@ int ring_sim_new(const struct ring_opts *opts, struct ring **ret, struct error *
 
 /* From another thread: hands over `co`, which runs on `ring`. */
 void ring_post(struct ring *ring, struct co *co);
-/* Engines, before they wait: false when there is work and waiting would lose it. */
-bool ring_may_sleep(struct ring *ring);
+/* Before a wait: false when there is work and waiting would lose it. */
+bool ring_may_sleep(struct ring *ring, enum ring_sleep how);
 void ring_awake(struct ring *ring);
 /* Somebody outside of a turn made work: ring_fd() has to poll readable. */
 void ring_note_work(struct ring *ring);
