@@ -82,7 +82,7 @@ $(BUILD)/bin/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tools/$(1)/*.c)) $
 endef
 $(foreach t,$(TOOLS),$(eval $(call tool_rule,$(t))))
 
-$(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(INTERNAL)
+$(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(TOOL_LIB) $(INTERNAL)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD    $@")
 	$(Q)$(CC) $(ALLFLAGS) -o $@ $^ $(PKG_LIBS) -lcmocka

@@ -340,7 +340,7 @@ int command_run(const struct command *c, int argc, char **argv)
 	r = options_parse(c, argc, argv, opts, args, &run.nargs);
 	if (r) {
 		options_free(c, opts);
-		return r > 0 ? 0 : c->usage_code ? c->usage_code : 1;
+		return r > 0 ? 0 : 1;
 	}
 	r = c->prepare ? c->prepare(opts) : 0;
 	if (!r)

@@ -75,8 +75,7 @@ struct command {
 	int (*prepare)(void *opts);
 	/* The work, in a coroutine: returns the exit code. */
 	int (*co_run)(void *opts, char *const *args, unsigned nargs);
-	int usage_code; /* exit code for a wrong command line; 0 stands for 1 */
-	bool inner;     /* a command inside a tool: its help is `help NAME` */
+	bool inner; /* a command inside a tool: its help is `help NAME` */
 };
 
 /* Parses argv[1..] into the zeroed or preset struct *ret and the positional arguments into

@@ -137,5 +137,4 @@ const struct command img_compare = {
 	.opts = options,
 	.opts_size = sizeof(struct compare_opts),
 	.co_run = co_compare_cmd,
-	.usage_code = COMPARE_OPEN,
 };

@@ -60,6 +60,12 @@ static int co_facts(struct block_node *n, struct facts *f, struct error *err)
 	return 0;
 }
 
+/* A file's length in whole sectors, as it has always been shown. */
+static uint64_t length(const struct block_node *n)
+{
+	return n->drv->kind == BLOCK_KIND_PROTOCOL ? align_up(block_size(n), 512) : block_size(n);
+}
+
 /* --- for people --- */
 
 static void print_size(const char *label, uint64_t bytes)
@@ -93,8 +99,8 @@ static void co_print_children(struct block_node *n, const char *path)
 	printf("Child node '%s':\n", sub);
 	printf("    filename: %s\n", c->filename);
 	printf("    protocol type: %s\n", c->drv->name);
-	printf("    file length: %s (%llu bytes)\n", size_short(block_size(c)).s,
-		(unsigned long long)block_size(c));
+	printf("    file length: %s (%llu bytes)\n", size_short(length(c)).s,
+		(unsigned long long)length(c));
 	if (co_block_actual_size(c, &actual) >= 0)
 		printf("    disk size: %s\n", size_short(actual).s);
 	co_print_children(c, sub);
@@ -144,7 +150,7 @@ static void co_json_node(struct json_writer *w, struct block_node *n)
 	uint64_t actual;
 
 	co_json_children(w, n);
-	json_u64(w, "virtual-size", block_size(n));
+	json_u64(w, "virtual-size", length(n));
 	json_string(w, "filename", n->filename);
 	json_string(w, "format", n->drv->name);
 	if (co_block_actual_size(n, &actual) >= 0)
