@@ -61,6 +61,14 @@ int co_block_extent(struct block_node *n, uint64_t off, uint64_t len, struct blo
 	return r;
 }
 
+/* What a short layer below n leaves open is zeroes. They belong to n, which shows them; where only
+ * the difference to a base below counts, they hide what the base may have there. */
+static struct block_extent beyond_short_layer(uint64_t len, bool has_base)
+{
+	return (struct block_extent){
+		.len = len, .flags = BLOCK_EXTENT_ZERO | (has_base ? BLOCK_EXTENT_ALLOCATED : 0)};
+}
+
 int co_block_extent_chain(struct block_node *n, struct block_node *base, uint64_t off, uint64_t len,
 	struct block_extent *ret)
 {
@@ -74,30 +82,27 @@ int co_block_extent_chain(struct block_node *n, struct block_node *base, uint64_
 	n = block_skip_filters(n);
 	base = block_skip_filters(base);
 	for (;;) {
+		struct block_node *below = block_backing(n);
 		uint64_t size = block_size(n);
-		struct block_node *below;
-		int r;
+		int r = co_block_extent(n, off, MIN(len, size - off), &e);
 
-		if (off >= size) {
-			/* A short backing file reads as zeroes beyond its end; the zeroes count
-			 * as this layer's. */
-			e = (struct block_extent){
-				.len = len, .flags = BLOCK_EXTENT_ZERO | BLOCK_EXTENT_ALLOCATED};
-			break;
-		}
-		r = co_block_extent(n, off, MIN(len, size - off), &e);
 		if (r)
 			return r;
 		if (e.flags & BLOCK_EXTENT_ALLOCATED)
 			break;
-		below = block_skip_filters(n->child[BLOCK_ROLE_BACKING]);
-		if (!below || below == base) {
-			/* Nothing in any of the layers asked about. */
-			if (!below)
-				e.flags |= BLOCK_EXTENT_ZERO;
+		below = block_skip_filters(below);
+		if (!below) {
+			e.flags |= BLOCK_EXTENT_ZERO;
 			break;
 		}
+		if (below == base)
+			break;
 		len = e.len;
+		if (off >= block_size(below)) {
+			e = beyond_short_layer(len, base != NULL);
+			break;
+		}
+		len = MIN(len, block_size(below) - off);
 		n = below;
 		depth++;
 	}

@@ -175,6 +175,8 @@ CO_TEST(test_chain)
 	check_int(e.len, 8 * 512);
 	check(e.flags & BLOCK_EXTENT_ZERO);
 	check(e.flags & BLOCK_EXTENT_EOF);
+	check(!(e.flags & BLOCK_EXTENT_ALLOCATED));
+	check_int(e.depth, 1); /* the zeroes are the layer's that is longer than its backing */
 	/* Only what differs from the base: its own sector is not. */
 	check_int(co_block_extent_chain(n, block_backing(block_backing(n)), 0, 512, &e), 0);
 	check(!(e.flags & (BLOCK_EXTENT_ALLOCATED | BLOCK_EXTENT_ZERO)));
