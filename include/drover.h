@@ -312,8 +312,8 @@ enum drover_io_flags {
 };
 
 /*
- * Prepare a request: `off` and `len` in bytes, anywhere in the image and of any alignment (multiples
- * of drover_info.align are fastest). The buffers, and the array of a vectored form with its at most
+ * Prepare a request: `off` and `len` in bytes, anywhere in the image and of any alignment
+ * (multiples of drover_info.align are fastest). The buffers, and the array of a vectored form with its at most
  * 1024 entries, belong to the caller and stay untouched until the request is reaped. `user` comes
  * back with the result. Requests in flight together may complete in any order; a request is seen
  * by those submitted after it was reaped. Never block; errors come with the result.
@@ -355,7 +355,8 @@ DROVER_API int drover_queue_reap(struct drover_queue *q, struct drover_result *r
 	uint32_t max, int64_t timeout_ns);
 /* A descriptor for poll(2) or epoll(7) that is readable when drover_queue_reap(q, ..., 0) would
  * find something to do, level-triggered; it may be readable for nothing. It belongs to the queue
- * (queues of one thread share it). */
+ * (queues of one thread share it). A wait on any descriptor may end with EINTR on a thread that has
+ * a ring, when the kernel starts a worker for it. */
 DROVER_API int drover_queue_fd(struct drover_queue *q);
 
 /* --- jobs ---------------------------------------------------------------------------------- */

@@ -186,6 +186,8 @@ static int wait_turning(struct control_task *task, struct ring *ring, int64_t de
 	}
 	task->waiter = NULL;
 	pthread_mutex_unlock(&done_lock);
+	/* Our turns have taken the events of queues whose results nobody has seen yet. */
+	ring_kick(ring);
 	return r;
 }
 

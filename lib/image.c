@@ -2,6 +2,7 @@
 /* Images of the public API: open, close, describe, resize, check, create. */
 #include "lib/lib.h"
 #include "base/mem.h"
+#include "base/trace.h"
 
 #include <stdio.h>
 
@@ -135,6 +136,7 @@ int drover_open(const char *name, const struct drover_open_opts *opts,
 	if (r)
 		return r;
 	r = control_call(co_open, &call);
+	trace("lib_image_open", "%s flags %#x: %s", name, o.flags, r ? call.err.text : "open");
 	if (r) {
 		control_put();
 		return lib_error(err, r, &call.err);
@@ -163,6 +165,7 @@ int drover_close(struct drover_image *img, struct drover_error *err)
 	if (__atomic_load_n(&img->users, __ATOMIC_ACQUIRE))
 		return lib_error_text(err, -EBUSY, "The image still has queues or jobs");
 	r = control_call(co_close, img->node);
+	trace("lib_image_close", "%p: %d", (void *)img, r);
 	control_put();
 	mem_free(img);
 	return r ? lib_error_text(err, r,

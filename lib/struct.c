@@ -101,7 +101,9 @@ int lib_error_text(struct drover_error *err, int code, const char *text)
 
 int lib_error(struct drover_error *err, int code, const struct error *from)
 {
-	return lib_error_text(err, code, from->code && from->text[0] ? from->text : errno_text(code));
+	bool told = from->code && from->text[0];
+
+	return lib_error_text(err, code, told ? from->text : errno_text(code));
 }
 
 const char *drover_version(void)
