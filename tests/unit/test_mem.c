@@ -1,157 +1,102 @@
 /* SPDX-License-Identifier: MIT */
-/* Files in memory: content against a plain array, shared chunks, hashes, failing allocations. */
-#include "tests/unit/block.h"
+/* Allocation: what callers rely on, and the hook that makes the k-th one fail. */
+#include "base/mem.h"
+#include "tests/unit/unit.h"
 
-#define MAX_SIZE 100000
-
-static void test_random_content(void **state)
+static int teardown(void **state)
 {
-	for (unsigned seed = 0; seed < 20; seed++) {
-		char *shadow = calloc(1, MAX_SIZE), *buf = malloc(MAX_SIZE);
-		struct mem_content *c;
-		size_t size = 5000;
+	mem_fail_at(0, false);
+	return 0;
+}
 
-		srand(seed);
-		assert_int_equal(mem_content_new(size, &c), 0);
-		for (int i = 0; i < 500; i++) {
-			size_t off = (size_t)rand() % MAX_SIZE;
-			size_t len = (size_t)rand() % MIN(MAX_SIZE - off, (size_t)20000);
+static int setup(void **state)
+{
+	return teardown(state);
+}
 
-			switch (rand() % 5) {
-			case 0:
-			case 1:
-				fill(buf, len, off, (unsigned)i);
-				assert_int_equal(mem_content_write(c, off, buf, len), 0);
-				memcpy(shadow + off, buf, len);
-				size = len ? MAX(size, off + len) : size;
-				break;
-			case 2:
-				assert_int_equal(mem_content_zero(c, off, len), 0);
-				memset(shadow + off, 0, len);
-				break;
-			case 3:
-				assert_int_equal(mem_content_resize(c, off), 0);
-				if (off < size)
-					memset(shadow + off, 0, size - off);
-				size = off;
-				break;
-			default:
-				mem_content_read(c, off, buf, len);
-				assert_memory_equal(buf, shadow + off, len);
-			}
-			assert_int_equal(mem_content_size(c), size);
-		}
-		mem_content_read(c, 0, buf, MAX_SIZE);
-		assert_memory_equal(buf, shadow, MAX_SIZE);
-		mem_content_free(c);
-		free(shadow);
-		free(buf);
+static void test_allocations(void **state)
+{
+	_cleanup_free_ unsigned char *a = mem_alloc(0), *z = mem_zalloc(1000);
+	_cleanup_free_ char *s = mem_strdup("abc"), *n = mem_strndup("abcdef", 4);
+	_cleanup_free_ char *f = mem_printf("%d-%s", 42, "x");
+	_cleanup_free_ void *big = mem_aligned(4096, 100);
+
+	assert_true(a && z && s && n && f && big);
+	a[0] = 1; /* zero bytes are one */
+	for (unsigned i = 0; i < 1000; i++)
+		assert_int_equal(z[i], 0);
+	assert_string_equal(s, "abc");
+	assert_string_equal(n, "abcd");
+	assert_string_equal(f, "42-x");
+	assert_int_equal((uintptr_t)big % 4096, 0);
+	mem_free(NULL);
+}
+
+static void test_strndup_stops_at_the_end(void **state)
+{
+	const char raw[] = {'a', 'b', 'c'};
+	_cleanup_free_ char *s = mem_strndup(raw, 3);
+	_cleanup_free_ char *t = mem_strndup("ab", 100);
+
+	assert_string_equal(s, "abc");
+	assert_string_equal(t, "ab");
+}
+
+static void test_calloc_overflow(void **state)
+{
+	volatile size_t half = SIZE_MAX / 2;
+
+	assert_null(mem_calloc(half, 3));
+	assert_null(mem_calloc(3, half));
+}
+
+static void test_realloc_keeps_on_failure(void **state)
+{
+	_cleanup_free_ char *p = mem_strdup("keep");
+
+	mem_fail_at(1, false);
+	assert_null(mem_realloc(p, 1000));
+	assert_string_equal(p, "keep");
+	p = mem_realloc(p, 1000);
+	assert_string_equal(p, "keep");
+}
+
+/* How many of ten allocations fail, as a bit mask. */
+static unsigned ten(void)
+{
+	unsigned failed = 0;
+
+	for (unsigned i = 0; i < 10; i++) {
+		void *p = mem_alloc(8);
+
+		failed |= !p ? 1u << i : 0;
+		mem_free(p);
 	}
+	return failed;
 }
 
-static void test_sharing(void **state)
+static void test_kth_fails(void **state)
 {
-	struct mem_content *a, *b;
-	char buf[10000], other[10000];
-
-	fill(buf, sizeof(buf), 0, 1);
-	assert_int_equal(mem_content_new(0, &a), 0);
-	assert_int_equal(mem_content_write(a, 0, buf, sizeof(buf)), 0);
-	assert_int_equal(mem_content_dup(a, &b), 0);
-	assert_int_equal(mem_content_hash(a), mem_content_hash(b));
-	assert_int_equal(mem_content_write(b, 5000, "changed", 7), 0);
-	assert_int_not_equal(mem_content_hash(a), mem_content_hash(b));
-	mem_content_read(a, 0, other, sizeof(other));
-	assert_memory_equal(buf, other, sizeof(buf));
-	mem_content_free(a);
-	mem_content_read(b, 0, other, sizeof(other));
-	assert_memory_equal(other + 5000, "changed", 7);
-	assert_memory_equal(other, buf, 5000);
-	/* Written zeroes and holes are the same content. */
-	assert_int_equal(mem_content_dup(b, &a), 0);
-	assert_int_equal(mem_content_zero(a, 0, 8192), 0);
-	memset(buf, 0, sizeof(buf));
-	assert_int_equal(mem_content_write(b, 0, buf, 8192), 0);
-	assert_int_equal(mem_content_hash(a), mem_content_hash(b));
-	assert_int_equal(mem_content_resize(a, 9999), 0);
-	assert_int_not_equal(mem_content_hash(a), mem_content_hash(b));
-	mem_content_free(a);
-	mem_content_free(b);
-	mem_content_free(NULL);
-}
-
-static void test_too_large(void **state)
-{
-	struct mem_content *c;
-	char byte = 1;
-
-	assert_int_equal(mem_content_new(UINT64_MAX / 2, &c), -EFBIG);
-	assert_int_equal(mem_content_new(0, &c), 0);
-	assert_int_equal(mem_content_write(c, 1ULL << 60, &byte, 1), -EFBIG);
-	assert_int_equal(mem_content_size(c), 0);
-	mem_content_free(c);
-}
-
-static void test_no_memory(void **state)
-{
-	char buf[20000], got[20000];
-
-	fill(buf, sizeof(buf), 0, 1);
-	for (uint64_t k = 1;; k++) {
-		struct mem_content *c, *d = NULL;
-		int r;
-
-		assert_int_equal(mem_content_new(0, &c), 0);
-		mem_fail_at(k, true);
-		r = mem_content_write(c, 0, buf, sizeof(buf));
-		if (!r)
-			r = mem_content_dup(c, &d);
-		if (!r)
-			r = mem_content_write(d, 100, buf, 10000);
-		mem_fail_at(0, false);
-		assert_true(!r || r == -ENOMEM);
-		if (mem_content_size(c) == sizeof(buf)) {
-			mem_content_read(c, 0, got, sizeof(got));
-			assert_memory_equal(got, buf, sizeof(buf));
-		}
-		mem_content_free(c);
-		mem_content_free(d);
-		if (!r)
-			break;
-	}
-}
-
-CO_TEST(test_node)
-{
-	struct block_open_opts o = {.flags = BLOCK_OPEN_RDWR, .trust = &block_trust_local};
-	struct error err = ERROR_INIT;
-	struct mem_content *c, *snap;
-	struct block_node *n;
-	char buf[100];
-
-	check_int(mem_content_new(1000, &c), 0);
-	check_int(mem_content_write(c, 0, "hello", 5), 0);
-	check_int(co_mem_open(c, &o, &n, &err), 0);
-	check_int(block_size(n), 1000);
-	check_int(co_block_pread(n, 0, buf, 5), 0);
-	check(!memcmp(buf, "hello", 5));
-	check_int(mem_node_snapshot(n, &snap), 0);
-	check_int(co_block_pwrite(n, 0, "later", 5), 0);
-	mem_content_read(snap, 0, buf, 5);
-	check(!memcmp(buf, "hello", 5));
-	check_int(co_block_node_unref(n), 0);
-	mem_content_free(snap);
+	mem_fail_at(1, false);
+	assert_int_equal(ten(), 1);
+	assert_int_equal(mem_fail_at(4, false), 10);
+	assert_int_equal(ten(), 1 << 3);
+	mem_fail_at(4, true);
+	assert_int_equal(ten(), 0x3f8);
+	mem_fail_at(0, true);
+	assert_int_equal(ten(), 0);
+	assert_int_equal(mem_fail_at(0, false), 10);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_random_content),
-		cmocka_unit_test(test_sharing),
-		cmocka_unit_test(test_too_large),
-		cmocka_unit_test(test_no_memory),
-		cmocka_unit_test(test_node),
+		unit_test_fixture(test_allocations),
+		unit_test_fixture(test_strndup_stops_at_the_end),
+		unit_test_fixture(test_calloc_overflow),
+		unit_test_fixture(test_realloc_keeps_on_failure),
+		unit_test_fixture(test_kth_fails),
 	};
 
-	return cmocka_run_group_tests(tests, test_setup, test_teardown);
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }
