@@ -422,8 +422,8 @@ void co_block_drain_end(struct block_node *n);
 /* The first extent of this layer at [off, off+len). */
 int co_block_extent(struct block_node *n, uint64_t off, uint64_t len, struct block_extent *ret);
 /* Through the backing chain down to `base` (not included; NULL: all of it): what the guest sees.
- * Beyond a short backing file: ZERO, at the depth of the layer above it, and ALLOCATED when there is
- * a base, whose data those zeroes may hide. Adjacent extents of one kind are not merged. */
+ * Beyond a short backing file: ZERO, at the depth of the layer above it, and ALLOCATED where there
+ * is a base, whose data those zeroes may hide. Adjacent extents of one kind are not merged. */
 int co_block_extent_chain(struct block_node *n, struct block_node *base, uint64_t off,
 	uint64_t len, struct block_extent *ret);
 struct block_node *block_backing(struct block_node *n); /* through filters; NULL: none */

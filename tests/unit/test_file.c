@@ -245,25 +245,6 @@ CO_TEST(test_open_errors)
 	co_block_node_unref(n);
 }
 
-CO_TEST(test_auto_read_only)
-{
-	const char *path = test_path("readonly");
-	struct error err = ERROR_INIT;
-	struct block_node *n;
-
-	if (!geteuid()) {
-		/* root may write anything: a read-only device node stands in where there is one */
-		return;
-	}
-	make_file(path, 65536);
-	check(!chmod(path, 0444));
-	check_int(try_open(path, BLOCK_OPEN_RDWR, &n, &err), -EACCES);
-	n = must_open(path, BLOCK_OPEN_RDWR | BLOCK_OPEN_AUTO_RO);
-	check(!(n->opts.flags & BLOCK_OPEN_RDWR));
-	check_int(co_block_pwrite(n, 0, "x", 1), -EROFS);
-	co_block_node_unref(n);
-}
-
 CO_TEST(test_reopen)
 {
 	const char *path = test_path("reopen");
@@ -312,6 +293,105 @@ CO_TEST(test_copy_range)
 	co_block_node_unref(dst);
 }
 
+/* --- block devices, where this machine lets us make one ------------------------------------- */
+
+static bool loop_attach(const char *file, const char *options, char *ret, size_t size)
+{
+	char cmd[400];
+	bool ok;
+	FILE *f;
+
+	snprintf(cmd, sizeof(cmd), "losetup -f --show %s '%s' 2>/dev/null", options, file);
+	f = popen(cmd, "r");
+	ok = f && fgets(ret, (int)size, f);
+	if (ok)
+		ret[strcspn(ret, "\n")] = 0;
+	return f && !pclose(f) && ok;
+}
+
+CO_TEST(test_auto_read_only)
+{
+	const char *path = test_path("readonly");
+	struct error err = ERROR_INIT;
+	struct block_node *n;
+	char dev[64] = "", cmd[128];
+
+	make_file(path, 65536);
+	check(!chmod(path, 0444));
+	/* root may write any file, but not a read-only device */
+	if (!geteuid() && !loop_attach(path, "-r", dev, sizeof(dev))) {
+		print_message("no loop devices here: auto-read-only is not tested as root\n");
+		return;
+	}
+	path = dev[0] ? dev : path;
+	check(try_open(path, BLOCK_OPEN_RDWR, &n, &err) < 0);
+	check(strstr(err.text, "Could not open '"));
+	n = must_open(path, BLOCK_OPEN_RDWR | BLOCK_OPEN_AUTO_RO);
+	check(!(n->opts.flags & BLOCK_OPEN_RDWR));
+	check_int(co_block_pwrite(n, 0, "x", 1), -EROFS);
+	check(reads_zero(n, 0, 65536));
+	co_block_node_unref(n);
+	if (dev[0]) {
+		snprintf(cmd, sizeof(cmd), "losetup -d %s", dev);
+		check(!system(cmd));
+	}
+}
+
+static void device_work(const char *dev, const char *cache)
+{
+	struct block_resize rs = {.size = 16 * MiB};
+	struct error err = ERROR_INIT;
+	struct block_extent e;
+	struct block_node *n;
+	char text[512];
+
+	snprintf(text, sizeof(text), "driver=raw,file.driver=host_device,file.filename=%s%s", dev,
+		cache);
+	n = must_open(text, RW);
+	check_int(block_size(n), 8 * MiB);
+	write_fill(n, 0, 2 * MiB, 1);
+	write_fill(n, 3 * MiB + 100, 5000, 2);
+	check(reads_fill(n, 0, 2 * MiB, 1));
+	check(reads_fill(n, 3 * MiB + 100, 5000, 2));
+	check_int(co_block_zero(n, 4000, 300000, 0), 0);
+	check_int(co_block_zero(n, MiB, 300000, BLOCK_IO_UNMAP | BLOCK_IO_FUA), 0);
+	check(reads_fill(n, 0, 4000, 1));
+	check(reads_zero(n, 4000, 300000));
+	check(reads_fill(n, 304000, 4096, 1));
+	check(reads_zero(n, MiB, 300000));
+	check(reads_fill(n, MiB + 300000, 4096, 1));
+	check_int(co_block_discard(n, MiB + 512 * KiB, 256 * KiB, 0), 0);
+	check(reads_fill(n, MiB + 768 * KiB, 256 * KiB, 1));
+	check_int(co_block_extent(n, 0, 8 * MiB, &e), 0);
+	check_int(e.len, 8 * MiB);
+	check(e.flags & BLOCK_EXTENT_DATA);
+	check_int(co_block_pwrite(n, 8 * MiB - 1, "ab", 2), -EIO);
+	check_int(co_block_resize(n, &rs, &err), -ENOTSUP);
+	/* A format in it has no room beyond the end. */
+	check_int(co_block_pwrite(n->child[BLOCK_ROLE_FILE], 8 * MiB - 1, "ab", 2), -ENOSPC);
+	check_int(co_block_flush(n), 0);
+	check_int(co_block_node_unref(n), 0);
+}
+
+CO_TEST(test_block_device)
+{
+	static const char *const sectors[] = {"-b 512", "-b 4096"};
+	const char *path = test_path("device");
+	char dev[64], cmd[128];
+
+	for (size_t s = 0; s < ARRAY_SIZE(sectors); s++) {
+		make_file(path, 8 * MiB);
+		if (!loop_attach(path, sectors[s], dev, sizeof(dev))) {
+			print_message("no loop devices here: host_device is not tested\n");
+			return;
+		}
+		for (size_t i = 0; i < ARRAY_SIZE(caches); i++)
+			device_work(dev, caches[i]);
+		snprintf(cmd, sizeof(cmd), "losetup -d %s", dev);
+		check(!system(cmd));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -325,6 +405,7 @@ int main(void)
 		cmocka_unit_test(test_auto_read_only),
 		cmocka_unit_test(test_reopen),
 		cmocka_unit_test(test_copy_range),
+		cmocka_unit_test(test_block_device),
 	};
 
 	return cmocka_run_group_tests(tests, test_setup, test_teardown);
