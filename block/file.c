@@ -55,14 +55,21 @@ static bool wants_dio(enum block_cache c)
 static int open_fd(const char *path, bool rw, bool dio, uint32_t flags)
 {
 	int how = (rw ? O_RDWR : O_RDONLY) | O_CLOEXEC | (dio ? O_DIRECT : 0);
-	int fd;
+	int fd, protected = 0;
 
 	if (flags & BLOCK_OPEN_CREATE)
 		how |= O_CREAT | (flags & BLOCK_OPEN_EXCL ? O_EXCL : 0);
 	do
 		fd = open(path, how, 0644);
 	while (fd < 0 && errno == EINTR);
-	return fd < 0 ? -errno : fd;
+	if (fd < 0)
+		return -errno;
+	/* Newer kernels open a write-protected device for writing and refuse the writes. */
+	if (rw && !ioctl(fd, BLKROGET, &protected) && protected) {
+		close(fd);
+		return -EACCES;
+	}
+	return fd;
 }
 
 /* May a read of `len` bytes at offset 0 into `buf` be made? */
