@@ -99,6 +99,7 @@ ifneq ($(filter-out help clean lint deps% quickstart check check-asan check-tsan
 endif
 
 include scripts/check.mk
+include scripts/install.mk
 
 clean:
 	rm -rf build build-*

@@ -67,7 +67,7 @@ check-arm64: deps-arm64
 lint:
 	@scripts/lint
 ## bench           speed against the installed peers; writes the README's table
-bench: all
+bench: all $(BUILD)/bench/queue
 	@tests/bench/bench
 
 include $(wildcard tests/*/rules.mk)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+# The programs of tests/bench; included by scripts/check.mk.
+
+$(BUILD)/bench/queue: $(BUILD)/obj/tests/bench/queue.o $(BUILD)/lib/libdrover.a
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LD    $@")
+	$(Q)$(CC) $(ALLFLAGS) -o $@ $^ $(PKG_LIBS)
