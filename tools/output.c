@@ -9,12 +9,14 @@
 
 static const char *name_of_tool = "drover";
 
+/* A closed stdout is replaced by one that takes nothing: output to it is an error, as it should
+ * be. A closed stderr is its owner's wish. */
 void tool_start(const char *name)
 {
 	name_of_tool = name;
 	signal(SIGPIPE, SIG_IGN);
 	for (int fd = 0; fd <= 2; fd++)
-		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_WRONLY : O_RDONLY) < 0)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY) < 0)
 			_exit(1);
 }
 
