@@ -3,32 +3,68 @@
 #include "tools/tool.h"
 #include <stdlib.h>
 
+static const struct conf_enum trust_names[] = {{"strict", 0}, {"local", 1}, {"all", 2}, {NULL, 0}};
+
+/* The level that `text` (len bytes, from `where`) names; -EINVAL and a sentence. */
+static int trust_level(const char *text, size_t len, const char *where)
+{
+	for (const struct conf_enum *e = trust_names; e->name; e++)
+		if (strlen(e->name) == len && !strncmp(e->name, text, len))
+			return e->value;
+	tool_error("%s is '%.*s'; it may be strict, local or all", where, (int)len, text);
+	return -EINVAL;
+}
+
+/* `trust = LEVEL` in the configuration file, for callers that can set neither option nor
+ * environment. Other keys are other programs' business. 1 (local) without file or key. */
+static int trust_of_file(void)
+{
+	const char *path = getenv("DROVER_CONF");
+	char line[256], where[320];
+	int level = 1;
+	FILE *f;
+
+	if (!path)
+		path = "/etc/drover.conf";
+	f = fopen(path, "re");
+	if (!f)
+		return level;
+	while (level >= 0 && fgets(line, sizeof(line), f)) {
+		char *p = line + strspn(line, " \t");
+
+		if (strncmp(p, "trust", 5) != 0)
+			continue;
+		p += 5;
+		p += strspn(p, " \t");
+		if (*p++ != '=')
+			continue;
+		p += strspn(p, " \t");
+		snprintf(where, sizeof(where), "trust in %s", path);
+		level = trust_level(p, strcspn(p, " \t\n#"), where);
+	}
+	fclose(f);
+	return level;
+}
+
 int image_trust(const struct image_common *c, const struct block_trust **ret)
 {
-	static const struct conf_enum names[] = {
-		{"strict", 0}, {"local", 1}, {"all", 2}, {NULL, 0}};
 	static const struct block_trust *const presets[] = {
 		&block_trust_strict, &block_trust_local, &block_trust_all};
 	const char *env = getenv("DROVER_TRUST");
-	int level = 1;
+	int level;
 
 	if (c->untrusted && c->trust_names) {
 		tool_error("--untrusted and --trust-image-names exclude each other: give one");
 		return -EINVAL;
 	}
-	if (c->untrusted || c->trust_names) {
+	if (c->untrusted || c->trust_names)
 		level = c->untrusted ? 0 : 2;
-	} else if (env && *env) {
-		const struct conf_enum *e = names;
-
-		while (e->name && strcmp(e->name, env) != 0)
-			e++;
-		if (!e->name) {
-			tool_error("DROVER_TRUST is '%s'; it may be strict, local or all", env);
-			return -EINVAL;
-		}
-		level = e->value;
-	}
+	else if (env && *env)
+		level = trust_level(env, strlen(env), "DROVER_TRUST");
+	else
+		level = trust_of_file();
+	if (level < 0)
+		return level;
 	*ret = presets[level];
 	return 0;
 }

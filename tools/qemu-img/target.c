@@ -150,7 +150,9 @@ static int co_finish(struct img_target *t, struct error *err)
 	struct block_node *n = block_skip_filters(t->node);
 	int r = 0;
 
-	if (t->incomplete && n->drv->image && n->drv->image->co_finalize)
+	if (t->incomplete && (!n->drv->image || !n->drv->image->co_finalize))
+		r = error_set(err, -ENOTSUP, "'%s' cannot be completed", t->name);
+	else if (t->incomplete)
 		r = n->drv->image->co_finalize(n, err);
 	else if (t->cache != BLOCK_CACHE_UNSAFE && (r = co_block_flush(t->node)) < 0)
 		error_set_errno(err, r, "'%s' could not be flushed", t->name);
