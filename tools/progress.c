@@ -151,10 +151,9 @@ static int parse_style(struct progress *p, const char *arg)
 	return -EINVAL;
 }
 
-int progress_begin(struct progress *p, const char *arg, uint64_t total, const char *phase)
+int progress_watch(struct progress *p, const char *arg, uint64_t total, const char *phase)
 {
-	struct sigaction end = {.sa_handler = on_end},
-			 report = {.sa_handler = on_report, .sa_flags = SA_RESTART};
+	struct sigaction report = {.sa_handler = on_report, .sa_flags = SA_RESTART};
 
 	memset(p, 0, sizeof(*p));
 	block_job_init(&p->job);
@@ -171,10 +170,28 @@ int progress_begin(struct progress *p, const char *arg, uint64_t total, const ch
 	if (p->human)
 		show_human(p, 0, total);
 	current = p;
-	sigaction(SIGINT, &end, NULL);
-	sigaction(SIGTERM, &end, NULL);
-	sigaction(SIGHUP, &end, NULL);
 	sigaction(SIGUSR1, &report, NULL);
+	return 0;
+}
+
+/* A signal that our caller had ignored (nohup, a shell's background job) stays ignored. */
+static void take_signal(int sig)
+{
+	struct sigaction end = {.sa_handler = on_end}, old;
+
+	if (sigaction(sig, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+		sigaction(sig, &end, NULL);
+}
+
+int progress_begin(struct progress *p, const char *arg, uint64_t total, const char *phase)
+{
+	int r = progress_watch(p, arg, total, phase);
+
+	if (r < 0)
+		return r;
+	take_signal(SIGINT);
+	take_signal(SIGTERM);
+	take_signal(SIGHUP);
 	return 0;
 }
 

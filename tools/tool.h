@@ -187,10 +187,11 @@ struct progress {
 	int shown; /* in hundredths of a percent; -1: nothing yet */
 };
 
-/* `arg` is the text of --progress (NULL: not given). Installs the handlers: SIGINT and SIGTERM
- * cancel the job (a second one kills), SIGUSR1 prints one line on stderr. 0, or -EINVAL with the
- * sentence printed. */
+/* `arg` is the text of --progress (NULL: not given). SIGINT, SIGTERM and SIGHUP cancel the job (a
+ * second one kills), SIGUSR1 prints one line on stderr. 0, or -EINVAL with the sentence printed. */
 int progress_begin(struct progress *p, const char *arg, uint64_t total, const char *phase);
+/* The same for work that does not look at the job: signals kill, as they do without us. */
+int progress_watch(struct progress *p, const char *arg, uint64_t total, const char *phase);
 void progress_phase(struct progress *p, const char *phase);
 /* Progress by a caller that counts by itself (check). */
 void progress_update(struct progress *p, uint64_t done, uint64_t total);

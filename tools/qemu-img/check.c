@@ -93,7 +93,7 @@ static int co_check_once(const struct check_opts *o, struct block_node *n, uint3
 	struct progress p;
 	int r;
 
-	if (progress_begin(&p, o->c.progress, 0, repair ? "repair" : "check") < 0)
+	if (progress_watch(&p, o->c.progress, 0, repair ? "repair" : "check") < 0)
 		return error_set(err, -EINVAL, "the image was not checked");
 	*c = (struct block_check){.repair = repair, .memory = o->memory, .message = on_message};
 	if (o->c.progress) {
