@@ -28,18 +28,17 @@
 #define container_of(ptr, type, member)                                                            \
 	((type *)((char *)(ptr)-offsetof(type, member)))
 
-#define MIN(a, b)                                                                                  \
+/* Each use has variables of its own, so that uses may nest. */
+#define UNIQUE_JOIN(a, b) a##b
+#define UNIQUE(a, n)     UNIQUE_JOIN(a, n)
+#define COMPARE(a, b, op, n)                                                                       \
 	({                                                                                         \
-		__typeof__(a) min_a = (a);                                                         \
-		__typeof__(b) min_b = (b);                                                         \
-		min_a < min_b ? min_a : min_b;                                                     \
+		__typeof__(a) UNIQUE(left_, n) = (a);                                              \
+		__typeof__(b) UNIQUE(right_, n) = (b);                                             \
+		UNIQUE(left_, n) op UNIQUE(right_, n) ? UNIQUE(left_, n) : UNIQUE(right_, n);      \
 	})
-#define MAX(a, b)                                                                                  \
-	({                                                                                         \
-		__typeof__(a) max_a = (a);                                                         \
-		__typeof__(b) max_b = (b);                                                         \
-		max_a > max_b ? max_a : max_b;                                                     \
-	})
+#define MIN(a, b) COMPARE(a, b, <, __COUNTER__)
+#define MAX(a, b) COMPARE(a, b, >, __COUNTER__)
 
 /* Hands an owned pointer over: yields its value and clears the variable, so that _cleanup_ does
  * nothing. */

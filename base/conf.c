@@ -347,6 +347,17 @@ static void write_node(struct json_writer *w, const char *key, const struct conf
 		json_object_end(w);
 }
 
+/* Deeper than a parser makes them: trees put together by conf_set_conf(). */
+static bool too_deep(const struct conf *c, unsigned level)
+{
+	if (level > CONF_DEPTH + 8)
+		return true;
+	for (size_t i = 0; i < c->n; i++)
+		if (too_deep(c->members[i].value, level + 1))
+			return true;
+	return false;
+}
+
 char *conf_to_json(const struct conf *c)
 {
 	struct json_writer w;
@@ -354,7 +365,7 @@ char *conf_to_json(const struct conf *c)
 	size_t n;
 	FILE *f;
 
-	if (mem_fault())
+	if (too_deep(c, 0) || mem_fault())
 		return NULL;
 	f = open_memstream(&text, &n);
 	if (!f)

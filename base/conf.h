@@ -33,7 +33,8 @@ int conf_parse_options(
 /* JSON text (without the `json:` in front); keys with dots nest as above. At most 64 levels and
  * 1 MiB. */
 int conf_parse_json(const char *text, struct conf **ret, struct error *err);
-/* A driver's options back as `json:{...}`; NULL: no memory. Caller frees by mem_free(). */
+/* A driver's options back as `json:{...}`; NULL: no memory, or nested too deep (72 levels).
+ * Caller frees by mem_free(). */
 char *conf_to_json(const struct conf *c);
 
 /* Borrowed; NULL when absent. conf_get() marks the key as read. */
