@@ -142,7 +142,8 @@ static int switches_read(struct q2_image *img, struct conf *opts, struct error *
 /* Slices for a budget, but never more than there is to cache. */
 static uint32_t slices(uint64_t budget, uint64_t most, uint64_t slice)
 {
-	return (uint32_t)MIN(div_up(MIN(budget, most), slice), (uint64_t)UINT32_MAX);
+	budget = MIN(budget, most);
+	return (uint32_t)MIN(div_up(budget, slice), (uint64_t)UINT32_MAX);
 }
 
 int q2_options_apply(struct q2_image *img, struct conf *opts, struct error *err)

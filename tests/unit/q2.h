@@ -133,19 +133,17 @@ static inline uint64_t q2_count_refcount(const struct q2_count *s, uint64_t i)
 	uint32_t order = q2_count_be32(s, Q2_H_VERSION) >= 3 ? q2_count_be32(s, 96) : 4;
 	uint64_t per = s->cluster * 8 >> order;
 	uint64_t entries = q2_count_be32(s, Q2_H_REFTABLE_CLUSTERS) * s->cluster / 8, block;
-	uint8_t *buf;
-	uint64_t v;
+	uint64_t at = (i % per << order) / 8;
+	uint8_t buf[8] = {0};
 
 	if (i / per >= entries)
 		return 0;
 	block = q2_count_be64(s, q2_count_be64(s, Q2_H_REFTABLE_OFFSET) + i / per * 8);
 	if (!block)
 		return 0;
-	buf = malloc(s->cluster);
-	mem_content_read(s->c, block, buf, s->cluster);
-	v = q2_refcount_load(buf, i % per, order);
-	free(buf);
-	return v;
+	/* The entry alone, which starts a byte or lies inside one. */
+	mem_content_read(s->c, block + at, buf, order > 3 ? (1u << order) / 8 : 1);
+	return q2_refcount_load(buf, order >= 3 ? 0 : i % (8 >> order), order);
 }
 
 /* COPIED says that the refcount is 1. */
