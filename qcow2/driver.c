@@ -266,13 +266,14 @@ static int co_q2_open(struct block_node *n, struct conf *opts, struct error *err
 		return r;
 	q2_geometry(img);
 	r = rights_check(img, err);
-	if (r == 0)
-		r = open_tables(img, opts, err);
+	/* Before anything that may write the header, as the repair of a dirty image does. */
 	if (r == 0) {
 		r = co_q2_header_load_sector(img);
 		if (r < 0)
 			error_set_errno(err, r, "%s: cannot read the header", n->filename);
 	}
+	if (r == 0)
+		r = open_tables(img, opts, err);
 	if (r == 0 && img->h.backing_name)
 		r = co_block_open_backing(
 			n, img->h.backing_name, img->h.backing_format, NULL, err);
