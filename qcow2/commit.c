@@ -226,6 +226,8 @@ static int commit_rounds(struct q2_image *img)
 	return r;
 }
 
+/* A commit under way has taken marks of what it has not written yet: a flush must not overtake it
+ * (I8). `committing` is looked at last, because it is set before marks are taken. */
 static bool anything_dirty(struct q2_image *img)
 {
 	bool l1;
@@ -234,7 +236,8 @@ static bool anything_dirty(struct q2_image *img)
 	l1 = img->l1_ndirty;
 	spin_unlock(&img->map_lock);
 	return l1 || q2_cache_is_dirty(img->l2_cache) || q2_cache_is_dirty(img->ref_cache) ||
-	       __atomic_load_n(&img->reftable_changed, __ATOMIC_ACQUIRE) || q2_free_unsealed(img);
+	       __atomic_load_n(&img->reftable_changed, __ATOMIC_ACQUIRE) || q2_free_unsealed(img) ||
+	       __atomic_load_n(&img->committing, __ATOMIC_ACQUIRE);
 }
 
 int co_q2_commit(struct q2_image *img, bool durable)
@@ -243,6 +246,7 @@ int co_q2_commit(struct q2_image *img, bool durable)
 
 	if (anything_dirty(img)) {
 		co_mutex_lock(&img->commit_mutex);
+		__atomic_store_n(&img->committing, true, __ATOMIC_RELEASE);
 		trace("q2_commit_begin", "%s%s", img->node->filename, durable ? ", durable" : "");
 		if (__atomic_load_n(&img->corrupt, __ATOMIC_ACQUIRE))
 			r = -EUCLEAN;
@@ -252,6 +256,7 @@ int co_q2_commit(struct q2_image *img, bool durable)
 		if (r == 0)
 			q2_free_written(img);
 		trace("q2_commit_end", "%s: result %d", img->node->filename, r);
+		__atomic_store_n(&img->committing, false, __ATOMIC_RELEASE);
 		co_mutex_unlock(&img->commit_mutex);
 	}
 	if (r == 0 && durable)
