@@ -15,6 +15,7 @@ void tool_start(const char *name)
 {
 	name_of_tool = name;
 	signal(SIGPIPE, SIG_IGN);
+	/* A closed one may not become an image's descriptor; a closed stdout stays an error. */
 	for (int fd = 0; fd <= 2; fd++)
 		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY) < 0)
 			_exit(1);
