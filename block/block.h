@@ -137,7 +137,7 @@ struct block_caps {
 };
 
 struct block_stats {
-	uint64_t reads, writes, zeroes, discards, flushes; /* requests, relaxed atomics */
+	uint64_t reads, writes, zeroes, discards, flushes; /* requests */
 	uint64_t read_bytes, write_bytes;
 };
 
@@ -150,7 +150,6 @@ struct block_node {
 	struct block_caps caps; /* filled by open */
 	struct block_node *child[BLOCK_ROLES]; /* NULL where there is none */
 	struct block_inflight *inflight;
-	struct block_stats stats;
 	uint32_t refs; /* atomic */
 	bool broken_flush; /* I9: a flush failed; no later flush succeeds */
 	void *priv; /* drv->node_size bytes, zeroed; the driver's own */
@@ -409,6 +408,8 @@ int co_block_resize(struct block_node *n, const struct block_resize *r, struct e
 uint64_t block_size(const struct block_node *n);
 /* Formats grow their file by writing beyond its end; block/io.c lets them and tracks the size. */
 int co_block_actual_size(struct block_node *n, uint64_t *ret);
+/* What has gone through the node since it was opened; any thread. */
+void block_node_stats(struct block_node *n, struct block_stats *ret);
 
 /* --- align.c: unaligned requests to aligned ones; bounce buffers --- */
 void *block_buffer_alloc(const struct block_node *n, size_t len); /* aligned for n; mem_free() */

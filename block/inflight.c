@@ -8,21 +8,23 @@
  * a read-modify-write of a partly covered block, and copy-on-read, must not have a write between
  * their read and their write. They are called serializing.
  *
- * As long as nobody serializes, a request only counts itself: `reads` or `writes` goes up, `gate`
- * is read and found zero, and at the end the counter goes down. No lock, no list, nothing recorded
- * about its range.
+ * As long as nobody serializes, a request only counts itself: `reads` or `writes` goes up in its
+ * thread's shard, `gate` is read and found zero, and at the end the counter goes down. No lock, no
+ * list, nothing recorded about its range, and no cache line that threads fight for.
  *
  * A serializing request adds 1 to `gate`. From then on new writes see a shut gate, take their count
  * back, and enter `tracked` with their range instead; those that came before are known only by
- * number, so the serializing request waits until `writes` is 0. Then it waits for the overlapping
- * requests that stand before it in `tracked`, and every overlapping request behind it waits for it.
+ * number, so the serializing request waits until `writes` is 0 in all shards. Then it waits for the
+ * overlapping requests that stand before it in `tracked`, and every overlapping request behind it
+ * waits for it.
  *
  * A drain adds INFLIGHT_DRAIN to `gate`: new requests of all kinds wait, and the drain waits until
- * both counters are 0 and `tracked` is empty.
+ * the counters of all shards are 0 and `tracked` is empty.
  *
  * The counters and `gate` are accessed sequentially consistent: a request writes its counter and
  * then reads `gate`; whoever shuts the gate writes `gate` and then reads the counters. So at least
- * one of the two sees the other, at the beginning of a request and at its end.
+ * one of the two sees the other, at the beginning of a request and at its end. That holds shard by
+ * shard, so shards may be read one after another: with the gate shut none of them rises for good.
  *
  * Invariants
  * N1  A request is counted in exactly one of reads, writes, tracked from begin to end.
@@ -56,6 +58,25 @@ void inflight_free(struct block_inflight *f)
 	mem_free(f);
 }
 
+__thread unsigned inflight_thread __attribute__((tls_model("initial-exec")));
+
+unsigned inflight_thread_new(void)
+{
+	static unsigned next;
+
+	inflight_thread = 1 + __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED) % INFLIGHT_SHARDS;
+	return inflight_thread;
+}
+
+uint64_t inflight_write_gen(const struct block_inflight *f)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < INFLIGHT_SHARDS; i++)
+		sum += __atomic_load_n(&f->shards[i].write_gen, __ATOMIC_SEQ_CST);
+	return sum;
+}
+
 void inflight_wake(struct block_inflight *f)
 {
 	spin_lock(&f->lock);
@@ -63,9 +84,25 @@ void inflight_wake(struct block_inflight *f)
 	spin_unlock(&f->lock);
 }
 
-static uint32_t counter(const uint32_t *v)
+static uint32_t gate(const struct block_inflight *f)
 {
-	return __atomic_load_n(v, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&f->gate, __ATOMIC_SEQ_CST);
+}
+
+static bool any_writes(const struct block_inflight *f)
+{
+	for (unsigned i = 0; i < INFLIGHT_SHARDS; i++)
+		if (__atomic_load_n(&f->shards[i].writes, __ATOMIC_SEQ_CST))
+			return true;
+	return false;
+}
+
+static bool any_reads(const struct block_inflight *f)
+{
+	for (unsigned i = 0; i < INFLIGHT_SHARDS; i++)
+		if (__atomic_load_n(&f->shards[i].reads, __ATOMIC_SEQ_CST))
+			return true;
+	return false;
 }
 
 /* Waits on `changed` and has the lock again afterwards. */
@@ -79,14 +116,14 @@ static void co_wait_changed(struct block_inflight *f)
 void co_inflight_wait_read(struct block_inflight *f)
 {
 	for (;;) {
-		__atomic_fetch_sub(&f->reads, 1, __ATOMIC_SEQ_CST);
+		__atomic_fetch_sub(&inflight_shard(f)->reads, 1, __ATOMIC_SEQ_CST);
 		spin_lock(&f->lock);
 		co_queue_wake_all(&f->changed);
-		while (counter(&f->gate) >= INFLIGHT_DRAIN)
+		while (gate(f) >= INFLIGHT_DRAIN)
 			co_wait_changed(f);
-		__atomic_fetch_add(&f->reads, 1, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&inflight_shard(f)->reads, 1, __ATOMIC_SEQ_CST);
 		spin_unlock(&f->lock);
-		if (counter(&f->gate) < INFLIGHT_DRAIN)
+		if (gate(f) < INFLIGHT_DRAIN)
 			return;
 	}
 }
@@ -127,10 +164,10 @@ void co_inflight_wait_write(
 	t->off = off;
 	t->len = len;
 	t->serializing = false;
-	__atomic_fetch_sub(&f->writes, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&inflight_shard(f)->writes, 1, __ATOMIC_SEQ_CST);
 	spin_lock(&f->lock);
 	co_queue_wake_all(&f->changed);
-	while (counter(&f->gate) >= INFLIGHT_DRAIN)
+	while (gate(f) >= INFLIGHT_DRAIN)
 		co_wait_changed(f);
 	co_track(f, t);
 	spin_unlock(&f->lock);
@@ -143,11 +180,11 @@ void co_inflight_serialize(
 	t->len = len;
 	t->serializing = true;
 	spin_lock(&f->lock);
-	while (!nested && counter(&f->gate) >= INFLIGHT_DRAIN)
+	while (!nested && gate(f) >= INFLIGHT_DRAIN)
 		co_wait_changed(f);
 	__atomic_fetch_add(&f->gate, 1, __ATOMIC_SEQ_CST);
 	co_track(f, t);
-	while (counter(&f->writes))
+	while (any_writes(f))
 		co_wait_changed(f);
 	spin_unlock(&f->lock);
 }
@@ -169,7 +206,7 @@ void co_block_drain_begin(struct block_node *n)
 
 	spin_lock(&f->lock);
 	__atomic_fetch_add(&f->gate, INFLIGHT_DRAIN, __ATOMIC_SEQ_CST);
-	while (counter(&f->reads) || counter(&f->writes) || !list_empty(&f->tracked))
+	while (any_reads(f) || any_writes(f) || !list_empty(&f->tracked))
 		co_wait_changed(f);
 	spin_unlock(&f->lock);
 }

@@ -19,17 +19,23 @@
 
 struct block_dirty_link;
 
+/* Counters that threads share as little as possible: each thread has its shard in every node. */
+#define INFLIGHT_SHARDS 8u
+struct inflight_shard {
+	uint32_t reads, writes;   /* atomic: in flight and untracked */
+	uint64_t write_gen;       /* atomic: writes that have completed */
+	struct block_stats stats; /* relaxed atomics */
+} __attribute__((aligned(64)));
+
 /* See the Theory of Operation at the head of inflight.c. */
 struct block_inflight {
-	uint32_t gate;          /* atomic: serializing requests + drains * INFLIGHT_DRAIN */
-	uint32_t reads, writes; /* atomic: in flight and untracked */
-	uint64_t write_gen;     /* atomic: writes that have completed */
-	uint64_t flushed_gen;   /* atomic: write_gen that the last good flush covers */
-	struct spin lock;       /* guards what follows */
-	struct list tracked;    /* struct block_tracked, in order of arrival */
-	uint64_t next_seq;
-	struct co_queue changed;        /* woken when something ends while the gate is shut */
+	uint32_t gate;        /* atomic: serializing requests + drains * INFLIGHT_DRAIN */
+	uint64_t flushed_gen; /* atomic: sum of write_gen that the last good flush covers */
 	struct block_dirty_link *dirty; /* attached dirty bitmaps; see dirty.c */
+	struct spin lock;               /* guards what follows */
+	struct list tracked;            /* struct block_tracked, in order of arrival */
+	struct co_queue changed;        /* woken when something ends while the gate is shut */
+	struct inflight_shard shards[INFLIGHT_SHARDS];
 };
 
 #define INFLIGHT_DRAIN 0x10000u
@@ -54,16 +60,33 @@ void inflight_untrack(struct block_inflight *f, struct block_tracked *t);
 void co_inflight_serialize(
 	struct block_inflight *f, struct block_tracked *t, uint64_t off, uint64_t len, bool nested);
 
+/* The calling thread's shard, from 1; 0: none yet. Coroutines stay on their thread, so that a
+ * request ends in the shard it began in. */
+extern __thread unsigned inflight_thread __attribute__((tls_model("initial-exec")));
+unsigned inflight_thread_new(void);
+
+static inline struct inflight_shard *inflight_shard(struct block_inflight *f)
+{
+	unsigned i = inflight_thread;
+
+	if (unlikely(!i))
+		i = inflight_thread_new();
+	return &f->shards[i - 1];
+}
+
+/* Writes that have completed so far, on all threads. */
+uint64_t inflight_write_gen(const struct block_inflight *f);
+
 static inline void co_inflight_begin_read(struct block_inflight *f)
 {
-	__atomic_fetch_add(&f->reads, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&inflight_shard(f)->reads, 1, __ATOMIC_SEQ_CST);
 	if (unlikely(__atomic_load_n(&f->gate, __ATOMIC_SEQ_CST) >= INFLIGHT_DRAIN))
 		co_inflight_wait_read(f);
 }
 
 static inline void inflight_end_read(struct block_inflight *f)
 {
-	__atomic_fetch_sub(&f->reads, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&inflight_shard(f)->reads, 1, __ATOMIC_SEQ_CST);
 	if (unlikely(__atomic_load_n(&f->gate, __ATOMIC_SEQ_CST)))
 		inflight_wake(f);
 }
@@ -72,19 +95,21 @@ static inline void co_inflight_begin_write(
 	struct block_inflight *f, struct block_tracked *t, uint64_t off, uint64_t len)
 {
 	t->tracked = false;
-	__atomic_fetch_add(&f->writes, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&inflight_shard(f)->writes, 1, __ATOMIC_SEQ_CST);
 	if (unlikely(__atomic_load_n(&f->gate, __ATOMIC_SEQ_CST)))
 		co_inflight_wait_write(f, t, off, len);
 }
 
 static inline void inflight_end_write(struct block_inflight *f, struct block_tracked *t)
 {
-	__atomic_fetch_add(&f->write_gen, 1, __ATOMIC_SEQ_CST);
+	struct inflight_shard *s = inflight_shard(f);
+
+	__atomic_fetch_add(&s->write_gen, 1, __ATOMIC_SEQ_CST);
 	if (unlikely(t->tracked)) {
 		inflight_untrack(f, t);
 		return;
 	}
-	__atomic_fetch_sub(&f->writes, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&s->writes, 1, __ATOMIC_SEQ_CST);
 	if (unlikely(__atomic_load_n(&f->gate, __ATOMIC_SEQ_CST)))
 		inflight_wake(f);
 }

@@ -54,9 +54,20 @@ void block_grow(struct block_node *n, uint64_t end)
 		;
 }
 
-static void stat_add(uint64_t *counter, uint64_t v)
+#define STAT_ADD(n, what, v)                                                                       \
+	__atomic_fetch_add(&inflight_shard((n)->inflight)->stats.what, (v), __ATOMIC_RELAXED)
+
+void block_node_stats(struct block_node *n, struct block_stats *ret)
 {
-	__atomic_fetch_add(counter, v, __ATOMIC_RELAXED);
+	uint64_t *sum = (uint64_t *)ret;
+
+	memset(ret, 0, sizeof(*ret));
+	for (unsigned i = 0; i < INFLIGHT_SHARDS; i++) {
+		const uint64_t *part = (const uint64_t *)&n->inflight->shards[i].stats;
+
+		for (size_t k = 0; k < sizeof(*ret) / sizeof(*sum); k++)
+			sum[k] += load_relaxed(&part[k]);
+	}
 }
 
 static struct block_node *pass_to(const struct block_node *n)
@@ -111,8 +122,8 @@ int co_block_read(struct block_node *n, uint64_t off, struct iov_slice buf, uint
 	co_inflight_begin_read(n->inflight);
 	r = co_read_checked(n, &io);
 	inflight_end_read(n->inflight);
-	stat_add(&n->stats.reads, 1);
-	stat_add(&n->stats.read_bytes, buf.len);
+	STAT_ADD(n, reads, 1);
+	STAT_ADD(n, read_bytes, buf.len);
 	return r;
 }
 
@@ -234,8 +245,8 @@ int co_block_write(struct block_node *n, uint64_t off, struct iov_slice buf, uin
 	do
 		r = co_write_once(n, &io);
 	while (unlikely(r) && !check_change(n, off, buf.len) && co_werror_again(n, r));
-	stat_add(&n->stats.writes, 1);
-	stat_add(&n->stats.write_bytes, buf.len);
+	STAT_ADD(n, writes, 1);
+	STAT_ADD(n, write_bytes, buf.len);
 	if (unlikely(flush) && !r)
 		r = co_block_flush(n);
 	return r;
@@ -342,7 +353,7 @@ int co_block_zero(struct block_node *n, uint64_t off, uint64_t len, uint32_t fla
 	do
 		r = co_zero_split(n, off, len, flags);
 	while (unlikely(r) && !check_change(n, off, len) && co_werror_again(n, r));
-	stat_add(&n->stats.zeroes, 1);
+	STAT_ADD(n, zeroes, 1);
 	if (!r && fua)
 		r = co_block_flush(n);
 	return r;
@@ -387,7 +398,7 @@ int co_block_discard(struct block_node *n, uint64_t off, uint64_t len, uint32_t 
 	if (n->inflight->dirty && r != -ENOTSUP)
 		block_dirty_note(n, off, end - off);
 	inflight_end_write(n->inflight, &t);
-	stat_add(&n->stats.discards, 1);
+	STAT_ADD(n, discards, 1);
 	if (!r && writethrough(n))
 		r = co_block_flush(n);
 	/* A discard is a wish: a store that cannot keeps the data. */
@@ -422,8 +433,8 @@ int co_block_flush(struct block_node *n)
 	if (store && n->opts.cache == BLOCK_CACHE_UNSAFE)
 		return 0;
 	co_inflight_begin_read(f);
-	stat_add(&n->stats.flushes, 1);
-	gen = __atomic_load_n(&f->write_gen, __ATOMIC_SEQ_CST);
+	STAT_ADD(n, flushes, 1);
+	gen = inflight_write_gen(f);
 	if (load_relaxed(&n->broken_flush)) {
 		r = -EIO;
 	} else if (store && gen && gen == __atomic_load_n(&f->flushed_gen, __ATOMIC_SEQ_CST)) {
@@ -485,10 +496,10 @@ int co_block_copy_range(struct block_node *src, uint64_t src_off, struct block_n
 	r = co_copy_counted(src, src_off, dst, dst_off, len);
 	if (r)
 		return r;
-	stat_add(&src->stats.reads, 1);
-	stat_add(&src->stats.read_bytes, len);
-	stat_add(&dst->stats.writes, 1);
-	stat_add(&dst->stats.write_bytes, len);
+	STAT_ADD(src, reads, 1);
+	STAT_ADD(src, read_bytes, len);
+	STAT_ADD(dst, writes, 1);
+	STAT_ADD(dst, write_bytes, len);
 	return writethrough(dst) ? co_block_flush(dst) : 0;
 }
 
@@ -521,7 +532,7 @@ int co_block_resize(struct block_node *n, const struct block_resize *r, struct e
 		/* Formats may have set a size of their own already, rounded to their unit. */
 		if (load_relaxed(&n->size) == old)
 			__atomic_store_n(&n->size, r->size, __ATOMIC_RELEASE);
-		__atomic_fetch_add(&n->inflight->write_gen, 1, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&inflight_shard(n->inflight)->write_gen, 1, __ATOMIC_SEQ_CST);
 	}
 	co_block_drain_end(n);
 	return ret;

@@ -212,7 +212,7 @@ static int co_node_close(struct block_node *n, struct block_node **backing)
 	trace("block_node_close", "%s: %s", n->drv->name, n->filename);
 	co_block_drain_begin(n);
 	co_block_drain_end(n);
-	if ((n->opts.flags & BLOCK_OPEN_RDWR) && n->inflight->write_gen)
+	if ((n->opts.flags & BLOCK_OPEN_RDWR) && inflight_write_gen(n->inflight))
 		r = co_block_flush(n);
 	if (n->drv->co_close) {
 		r2 = n->drv->co_close(n);

@@ -17,6 +17,15 @@ static void settle(void)
 		co_pause();
 }
 
+static bool idle(void)
+{
+	bool ret = !f->gate && list_empty(&f->tracked);
+
+	for (unsigned i = 0; i < INFLIGHT_SHARDS; i++)
+		ret &= !f->shards[i].reads && !f->shards[i].writes;
+	return ret;
+}
+
 /* --- serialization ------------------------------------------------------------------------- */
 
 struct write_arg {
@@ -89,7 +98,7 @@ CO_TEST(test_serialize)
 	check_int(order[5], 6);
 	over.go = second.go = true;
 	settle();
-	check(!f->gate && !f->writes && list_empty(&f->tracked));
+	check(idle());
 	inflight_free(f);
 }
 
@@ -272,7 +281,7 @@ CO_TEST(test_threads)
 			0);
 	for (unsigned i = 0; i < THREADS; i++)
 		check_int(ring_thread_join(threads[i]), 0);
-	check(!f->gate && !f->reads && !f->writes && list_empty(&f->tracked));
+	check(idle());
 	inflight_free(f);
 }
 

@@ -6,6 +6,7 @@
 
 CO_TEST(test_read_write)
 {
+	struct block_stats stats;
 	struct block_node *n = must_open("driver=raw,file.driver=mem,file.size=1M", RW);
 
 	check_int(block_size(n), MiB);
@@ -15,8 +16,10 @@ CO_TEST(test_read_write)
 	check(reads_fill(n, 4097, 513, 2));
 	check(reads_zero(n, 4096, 1));
 	check(reads_zero(n, 4097 + 513, 100));
-	check_int(n->stats.writes, 2);
-	check_int(n->stats.write_bytes, 4096 + 513);
+	block_node_stats(n, &stats);
+	check_int(stats.writes, 2);
+	check_int(stats.write_bytes, 4096 + 513);
+	check_int(stats.reads, 4);
 	check_int(co_block_node_unref(n), 0);
 }
 
