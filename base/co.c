@@ -4,7 +4,7 @@
  *
  * Theory of operation
  *
- * A coroutine is a stack of 128 KiB with a guard page below and its struct co at the top. A switch
+ * A coroutine is a stack of 128 KiB with a guard area below and its struct co at the top. A switch
  * stores the callee-saved registers on the stack that is left, exchanges stack pointers and jumps
  * to where the other stack was left; the compiler has saved everything else around the call. The
  * floating-point control words are not switched: nothing here changes them.
@@ -28,7 +28,6 @@
 
 #include <assert.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define CO_ASAN 1
@@ -58,24 +57,26 @@
 #endif
 
 #define CO_STACK_SIZE (128 * KiB)
+/* Wide enough that a function's frame does not step over it. */
+#define CO_GUARD_SIZE (64 * KiB)
 #define CO_POOL_MAX   256u
 
 __thread struct co_thread co_thread;
 
 /* Stores the running context's stack pointer in *save and continues the one at `sp`. */
-void drover_ctx_switch(void **save, void *sp);
+void co_ctx_switch(void **save, void *sp);
 /* Where a new stack begins: calls co_entry() with the struct co found in a saved register. */
-void drover_ctx_start(void);
-void drover_co_entry(struct co *co);
+void co_ctx_start(void);
+void co_ctx_entry(struct co *co);
 
 /* Leaves by a jump, not a return: the return-address predictor would always be wrong. */
 #if defined(__x86_64__)
 __asm__(".text\n"
 	".p2align 4\n"
-	".globl drover_ctx_switch\n"
-	".hidden drover_ctx_switch\n"
-	".type drover_ctx_switch, @function\n"
-	"drover_ctx_switch:\n"
+	".globl co_ctx_switch\n"
+	".hidden co_ctx_switch\n"
+	".type co_ctx_switch, @function\n"
+	"co_ctx_switch:\n"
 	"	pushq %rbp\n"
 	"	pushq %rbx\n"
 	"	pushq %r12\n"
@@ -92,26 +93,26 @@ __asm__(".text\n"
 	"	popq %rbp\n"
 	"	popq %rcx\n"
 	"	jmpq *%rcx\n"
-	".size drover_ctx_switch, . - drover_ctx_switch\n"
+	".size co_ctx_switch, . - co_ctx_switch\n"
 	".p2align 4\n"
-	".globl drover_ctx_start\n"
-	".hidden drover_ctx_start\n"
-	".type drover_ctx_start, @function\n"
-	"drover_ctx_start:\n"
+	".globl co_ctx_start\n"
+	".hidden co_ctx_start\n"
+	".type co_ctx_start, @function\n"
+	"co_ctx_start:\n"
 	"	.cfi_startproc\n"
 	"	.cfi_undefined rip\n"
 	"	movq %r12, %rdi\n"
-	"	call drover_co_entry\n"
+	"	call co_ctx_entry\n"
 	"	ud2\n"
 	"	.cfi_endproc\n"
-	".size drover_ctx_start, . - drover_ctx_start\n");
+	".size co_ctx_start, . - co_ctx_start\n");
 
 static void *ctx_prepare(void *top, struct co *co)
 {
 	void **sp = top;
 
-	sp -= 2; /* aligned to 16 at the call in drover_ctx_start; zeros end stack walks */
-	*--sp = (void *)drover_ctx_start;
+	sp -= 2; /* aligned to 16 at the call in co_ctx_start; zeros end stack walks */
+	*--sp = (void *)co_ctx_start;
 	*--sp = NULL; /* rbp: ends frame-pointer walks */
 	*--sp = NULL; /* rbx */
 	*--sp = co;   /* r12 */
@@ -123,10 +124,10 @@ static void *ctx_prepare(void *top, struct co *co)
 #elif defined(__aarch64__)
 __asm__(".text\n"
 	".p2align 4\n"
-	".globl drover_ctx_switch\n"
-	".hidden drover_ctx_switch\n"
-	".type drover_ctx_switch, %function\n"
-	"drover_ctx_switch:\n"
+	".globl co_ctx_switch\n"
+	".hidden co_ctx_switch\n"
+	".type co_ctx_switch, %function\n"
+	"co_ctx_switch:\n"
 	"	sub sp, sp, #160\n"
 	"	stp x19, x20, [sp, #0]\n"
 	"	stp x21, x22, [sp, #16]\n"
@@ -153,27 +154,27 @@ __asm__(".text\n"
 	"	ldp d14, d15, [sp, #144]\n"
 	"	add sp, sp, #160\n"
 	"	br x30\n"
-	".size drover_ctx_switch, . - drover_ctx_switch\n"
+	".size co_ctx_switch, . - co_ctx_switch\n"
 	".p2align 4\n"
-	".globl drover_ctx_start\n"
-	".hidden drover_ctx_start\n"
-	".type drover_ctx_start, %function\n"
-	"drover_ctx_start:\n"
+	".globl co_ctx_start\n"
+	".hidden co_ctx_start\n"
+	".type co_ctx_start, %function\n"
+	"co_ctx_start:\n"
 	"	.cfi_startproc\n"
 	"	.cfi_undefined x30\n"
 	"	mov x0, x19\n"
-	"	bl drover_co_entry\n"
+	"	bl co_ctx_entry\n"
 	"	brk #1\n"
 	"	.cfi_endproc\n"
-	".size drover_ctx_start, . - drover_ctx_start\n");
+	".size co_ctx_start, . - co_ctx_start\n");
 
 static void *ctx_prepare(void *top, struct co *co)
 {
 	void **sp = (void **)((char *)top - 160);
 
 	memset(sp, 0, 160);
-	sp[0] = co;                        /* x19 */
-	sp[11] = (void *)drover_ctx_start; /* x30 */
+	sp[0] = co;                    /* x19 */
+	sp[11] = (void *)co_ctx_start; /* x30 */
 	return sp;
 }
 #else
@@ -201,7 +202,7 @@ static inline void ctx_switch(struct co_ctx *from, struct co_ctx *to, bool ends 
 #ifdef CO_TSAN
 	__tsan_switch_to_fiber(to->fiber, 0);
 #endif
-	drover_ctx_switch(&from->sp, to->sp);
+	co_ctx_switch(&from->sp, to->sp);
 	ctx_arrived(from);
 }
 
@@ -210,7 +211,7 @@ static inline struct co_ctx *ctx_of(struct co *co)
 	return co ? &co->ctx : &co_thread.main;
 }
 
-void drover_co_entry(struct co *co)
+void co_ctx_entry(struct co *co)
 {
 	ctx_arrived(&co->ctx);
 	for (;;) {
@@ -223,8 +224,7 @@ void drover_co_entry(struct co *co)
 
 static struct co *stack_new(void)
 {
-	size_t page = (size_t)sysconf(_SC_PAGESIZE);
-	size_t size = CO_STACK_SIZE + page;
+	const size_t size = CO_STACK_SIZE + CO_GUARD_SIZE;
 	struct co *co;
 	char *map, *top;
 
@@ -234,27 +234,28 @@ static struct co *stack_new(void)
 		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
 	if (map == MAP_FAILED)
 		return NULL;
-	if (mprotect(map, page, PROT_NONE)) {
+	if (mprotect(map, CO_GUARD_SIZE, PROT_NONE)) {
 		munmap(map, size);
 		return NULL;
 	}
 	top = map + size - align_up(sizeof(struct co), 64);
 	co = (struct co *)top;
-	*co = (struct co){
-		.map = map, .ctx = {.bottom = map + page, .size = (size_t)(top - map) - page}};
+	*co = (struct co){.map = map,
+		.ctx = {.bottom = map + CO_GUARD_SIZE,
+			.size = (size_t)(top - map) - CO_GUARD_SIZE}};
 	co->ctx.sp = ctx_prepare(top, co);
 #ifdef CO_TSAN
 	co->ctx.fiber = __tsan_create_fiber(0);
 #endif
 #ifdef VALGRIND_STACK_REGISTER
-	co->valgrind_id = VALGRIND_STACK_REGISTER(map + page, map + size);
+	co->valgrind_id = VALGRIND_STACK_REGISTER(map + CO_GUARD_SIZE, map + size);
 #endif
 	return co;
 }
 
 static void stack_free(struct co *co)
 {
-	size_t size = CO_STACK_SIZE + (size_t)sysconf(_SC_PAGESIZE);
+	const size_t size = CO_STACK_SIZE + CO_GUARD_SIZE;
 	void *map = co->map;
 
 #ifdef CO_TSAN

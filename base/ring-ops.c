@@ -91,15 +91,17 @@ static void op_once(struct ring *ring, struct ring_op *op)
 }
 
 /* After EAGAIN: others run first, and a descriptor in non-blocking mode is waited for. */
-static void op_await(struct ring *ring, const struct ring_op *op)
+static void op_await(struct ring *ring, struct ring_op *op)
 {
 	bool rd = op->code == RING_OP_READ;
 	struct ring_op wait = {
 		.code = RING_OP_POLL, .co = op->co, .fd = op->fd, .flags = rd ? POLLIN : POLLOUT};
 
 	co_pause();
-	if (rd || op->code == RING_OP_WRITE)
-		op_once(ring, &wait);
+	if (!rd && op->code != RING_OP_WRITE)
+		return;
+	op_once(ring, &wait);
+	op->cancelled |= wait.cancelled;
 }
 
 /* Runs one operation to its end. EINTR, EAGAIN and an ECANCELED that nobody asked for start it
@@ -122,10 +124,10 @@ static int64_t op_run(struct ring_op *op)
 		/* With RWF_NOWAIT "try again" is the answer. */
 		if (op->res == -EAGAIN && (op->flags & RWF_NOWAIT) && op->code <= RING_OP_WRITE)
 			return op->res;
-		if (op->cancelled)
-			return -ECANCELED;
 		if (op->res == -EAGAIN)
 			op_await(ring, op);
+		if (op->cancelled)
+			return -ECANCELED;
 	}
 }
 
