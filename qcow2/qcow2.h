@@ -454,6 +454,75 @@ void q2_unpacked_free(struct q2_unpacked *u);
 int co_q2_unpack(struct q2_image *img, uint64_t entry, uint64_t in, struct iov_slice buf);
 void q2_unpacked_forget(struct q2_image *img, uint64_t off, uint64_t len); /* host range */
 
+/* --- walk.c: bulk access to tables, past the caches (the image is quiesced) --- */
+struct q2_table {
+	uint64_t off;	/* of one cluster: an L2 table or a refcount block */
+	uint64_t index; /* its place in the first table that lists it */
+	int64_t refs;	/* times it is listed in all, or a change of that */
+	int64_t active; /* ... by the active L1 table */
+};
+struct q2_tables {
+	struct q2_table *v;
+	size_t n, room;
+};
+int q2_tables_add(struct q2_tables *t, uint64_t off, uint64_t index, int64_t refs, int64_t active);
+void q2_tables_merge(struct q2_tables *t); /* sorts by offset and adds up duplicates */
+void q2_tables_free(struct q2_tables *t);
+
+struct q2_changed {
+	uint32_t from, to; /* bytes of the table that fn changed; from >= to: none */
+};
+static inline void q2_changed_add(struct q2_changed *c, uint32_t off, uint32_t len)
+{
+	c->from = MIN(c->from, off);
+	c->to = MAX(c->to, off + len);
+}
+struct q2_walk {
+	const struct q2_table *tables; /* sorted by offset, cluster aligned, inside the file */
+	size_t n;
+	bool write; /* write back what fn changed; no barrier */
+	/* On workers, in parallel. A negative result ends the walk. */
+	int (*fn)(void *arg, const struct q2_table *t, uint8_t *data, struct q2_changed *changed);
+	/* Instead of fn for a table that cannot be read; NULL: that ends the walk. */
+	int (*read_error)(void *arg, const struct q2_table *t, int error);
+	void (*progress)(void *arg, size_t tables); /* NULL: none; in the calling ring */
+	void *arg;
+};
+int co_q2_walk(struct q2_image *img, const struct q2_walk *w);
+
+/* --- refs.c: a number and a flag for every host cluster, within a memory budget --- */
+struct q2_refs {
+	uint64_t lo, hi;   /* window of cluster indices; hi falls when memory runs out */
+	uint64_t clusters; /* of the file */
+	bool out_of_memory; /* the numbers are not to be trusted */
+	struct spin lock, big_lock;
+	struct q2_refs_chunk **hash, **sorted;
+	size_t hash_size, nchunks, max_chunks, nsorted;
+	struct big *big;
+	size_t big_room, nbig;
+};
+struct q2_refs_cursor {
+	struct q2_refs *refs;
+	struct q2_refs_chunk *chunk; /* locked */
+};
+int q2_refs_init(struct q2_refs *r, uint64_t clusters, uint64_t memory);
+void q2_refs_destroy(struct q2_refs *r);
+/* Forgets all numbers and moves the window behind the last; false when that was the end. */
+bool q2_refs_next_window(struct q2_refs *r);
+void q2_refs_rewind(struct q2_refs *r); /* forgets all, window at the start */
+/* Cursors: one a worker at a time, never held across a yield. Outside the window: ignored, 0. */
+void q2_refs_add(struct q2_refs_cursor *cur, uint64_t cluster, int64_t n);
+int64_t q2_refs_get(struct q2_refs_cursor *cur, uint64_t cluster);
+void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster);
+void q2_refs_set_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool flag);
+/* *ret_known: the cluster lies in the window. */
+bool q2_refs_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool *ret_known);
+void q2_refs_cursor_end(struct q2_refs_cursor *cur);
+/* Iterates over clusters with a number other than 0: after q2_refs_sort(), with *chunk and *cluster
+ * from 0; add 1 to *cluster for the next. */
+int q2_refs_sort(struct q2_refs *r);
+bool q2_refs_next(struct q2_refs *r, size_t *chunk, uint64_t *cluster, int64_t *value);
+
 /* --- codec.c: cluster codecs, pure --- */
 struct q2_encoder;
 /* One per thread; NULL: no memory. Levels: head of codec.c. */
