@@ -40,7 +40,7 @@ static int co_count_data(struct block_node *src, unsigned cluster_bits, uint64_t
 
 	while (off < size) {
 		struct block_extent e;
-		bool data;
+		bool data = false;
 		int r = co_block_extent_chain(src, NULL, off, size - off, &e);
 
 		if (r == 0)

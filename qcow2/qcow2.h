@@ -517,6 +517,11 @@ void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster);
 void q2_refs_set_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool flag);
 /* *ret_known: the cluster lies in the window. */
 bool q2_refs_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool *ret_known);
+/* Adds refcount `value` to each of n clusters and sets their flags to value == 1. */
+void q2_refs_load_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, uint64_t value);
+/* Adds to each of n clusters; do all of them that lie in the window have the flag expected? */
+bool q2_refs_add_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, int64_t add,
+	bool expect_flag);
 void q2_refs_cursor_end(struct q2_refs_cursor *cur);
 /* Iterates over clusters with a number other than 0: after q2_refs_sort(), with *chunk and *cluster
  * from 0; add 1 to *cluster for the next. */
@@ -583,9 +588,66 @@ int co_q2_resize(struct block_node *n, const struct block_resize *r, struct erro
 /* --- empty.c: drops all allocations (commit) --- */
 int co_q2_make_empty(struct block_node *n, struct error *err);
 
-/* --- check.c (walk and count), repair.c (fix) --- */
+/* --- check.c: the check and its passes --- */
 extern const struct block_check_ops q2_check_ops;
 /* For the rw open of an image with DIRTY set: rebuilds refcounts, clears the bit. */
 int co_q2_check_dirty(struct q2_image *img, struct error *err);
+
+/* A wrong COPIED flag, reported when its refcount can be read. */
+struct q2_copied_error {
+	uint64_t entry, cluster, l1_index;
+	bool l1;
+};
+#define Q2_MAX_COPIED_ERRORS 65536u /* kept for messages; all are counted */
+
+struct q2_check {
+	struct q2_image *img;
+	struct block_check *c;
+	uint64_t file_size, clusters; /* the file, in bytes and whole clusters */
+	uint64_t *l1;		      /* the active table as on disk, host order */
+	uint64_t *reftable;	      /* as on disk, host order */
+	uint64_t reftable_entries;
+	struct q2_tables l2, refblocks;
+	struct q2_refs refs; /* per cluster: refcount minus references; flag: refcount is 1 */
+	pthread_mutex_t lock;	      /* counters, messages and what follows */
+	bool first_pass;	      /* report what does not depend on the window */
+	bool bad_structure;	      /* refcount table or blocks cannot be repaired in place */
+	bool fix_copied, may_set_copied; /* the pass that corrects COPIED flags */
+	bool counting;		      /* for a rebuild: references only, silently */
+	uint64_t refcount_errors;     /* corruptions that correct refcounts do away with */
+	uint64_t highest_used;	      /* cluster index + 1 of the highest refcount */
+	uint64_t copied_wrong, copied_fixed;
+	uint64_t fixable;	      /* other errors that the pass over COPIED flags corrects */
+	struct q2_copied_error *copied_errors;
+	uint32_t ncopied_errors;
+	uint8_t *block; /* refcount block `block_index`, for single look-ups */
+	uint64_t block_index;
+};
+void q2_check_message(struct q2_check *ck, bool is_error, const char *fmt, ...) attr_printf(3, 4);
+/* As q2_check_message(), counted as a corruption. */
+void q2_check_error(struct q2_check *ck, const char *fmt, ...) attr_printf(2, 3);
+/* The same for an error in refcounts or in the structures that hold them. */
+void q2_check_refcount_error(struct q2_check *ck, const char *fmt, ...) attr_printf(2, 3);
+int co_q2_check_load_refcounts(struct q2_check *ck); /* into refs, with flags */
+/* The refcount on disk, 0 where there is no block. */
+int co_q2_check_refcount(struct q2_check *ck, uint64_t cluster, uint64_t *ret);
+
+/* --- check-meta.c: tables gathered, metadata references --- */
+int co_q2_check_gather(struct q2_check *ck, struct error *err); /* l1, reftable, l2, refblocks */
+/* Counts n references less for each cluster of [off, off+len), reporting what lies beyond the end
+ * of the file. */
+void q2_check_count(struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t off, uint64_t len,
+	int64_t n);
+int co_q2_check_metadata(struct q2_check *ck); /* counts header, tables, extensions */
+
+/* --- check-l2.c: entries --- */
+int co_q2_check_l2_tables(struct q2_check *ck);
+
+/* --- repair.c --- */
+int co_q2_repair_refcounts(struct q2_check *ck); /* in place, of the window in memory */
+int co_q2_repair_copied(struct q2_check *ck);
+int co_q2_repair_rebuild(struct q2_check *ck, struct error *err);
+/* Writes a table of entries (host order), padded with zeroes to whole sectors; no barrier. */
+int co_q2_write_entries(struct q2_image *img, uint64_t off, const uint64_t *entries, uint64_t n);
 
 #endif

@@ -303,6 +303,71 @@ void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster)
 		q2_refs_add(cur, cluster, -v);
 }
 
+/* --- runs ---------------------------------------------------------------------------------- */
+
+/* Slots of [cluster, cluster + n) in one chunk; returns how many of the n that is, and NULL for
+ * clusters outside the window. */
+static uint64_t run_slots(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create,
+	int16_t **ret)
+{
+	uint64_t first = cluster & (CHUNK_SLOTS - 1), room = CHUNK_SLOTS - first;
+
+	*ret = cursor_seek(cur, cluster, create) ? &cur->chunk->slot[first] : NULL;
+	return MIN(n, room);
+}
+
+/* May every slot take a change of a few references without leaving its range? */
+static bool run_is_small(const int16_t *slot, uint64_t n)
+{
+	int16_t outside = 0;
+
+	for (uint64_t i = 0; i < n; i++)
+		outside |= (int16_t)((slot[i] > 0x7000) | (slot[i] < -0x7000));
+	return !outside;
+}
+
+void q2_refs_load_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, uint64_t value)
+{
+	int64_t add = (int64_t)MIN(value, (uint64_t)INT64_MAX);
+
+	for (uint64_t k; n; cluster += k, n -= k) {
+		int16_t *slot;
+
+		k = run_slots(cur, cluster, n, true, &slot);
+		for (uint64_t i = 0; slot && i < k; i++) {
+			slot_add(cur->refs, cluster + i, &slot[i], add);
+			slot[i] = (int16_t)((slot[i] & ~1) | (value == 1));
+		}
+	}
+}
+
+bool q2_refs_add_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, int64_t add,
+	bool expect_flag)
+{
+	bool all_as_expected = true;
+
+	for (uint64_t k; n; cluster += k, n -= k) {
+		int16_t *slot, same = expect_flag ? 1 : 0, differ = 0;
+
+		k = run_slots(cur, cluster, n, true, &slot);
+		if (!slot)
+			continue;
+		for (uint64_t i = 0; i < k; i++)
+			differ |= (int16_t)((slot[i] & 1) ^ same);
+		if (add >= -64 && add <= 64 && run_is_small(slot, k)) {
+			int16_t two = (int16_t)(add * 2);
+
+			for (uint64_t i = 0; i < k; i++)
+				slot[i] = (int16_t)(slot[i] + two);
+		} else {
+			for (uint64_t i = 0; i < k; i++)
+				slot_add(cur->refs, cluster + i, &slot[i], add);
+		}
+		all_as_expected &= !differ;
+	}
+	return all_as_expected;
+}
+
 /* --- iteration ----------------------------------------------------------------------------- */
 
 static int by_index(const void *a, const void *b)
