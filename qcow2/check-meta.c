@@ -233,17 +233,6 @@ static int co_count_bitmaps(struct q2_check *ck, struct q2_refs_cursor *cur)
 	return r;
 }
 
-/* Bytes of the snapshot table as stored. */
-static uint64_t snapshot_table_bytes(const struct q2_image *img)
-{
-	uint64_t at = 0;
-
-	for (uint32_t i = 0; i < img->nb_snapshots; i++)
-		at = align_up(at, 8) + Q2_S_HEADER + img->snapshots[i].extra_len +
-			strlen(img->snapshots[i].info.id) + strlen(img->snapshots[i].info.name);
-	return at;
-}
-
 /* Refcount blocks have one reference, and a refcount of 1 when all is well. */
 static void count_refblocks(struct q2_check *ck, struct q2_refs_cursor *cur)
 {
@@ -275,7 +264,7 @@ int co_q2_check_metadata(struct q2_check *ck)
 	if (!ck->counting)
 		q2_check_count(ck, &cur, h->reftable_offset,
 			(uint64_t)h->reftable_clusters << img->cluster_bits, 1);
-	q2_check_count(ck, &cur, h->snapshots_offset, snapshot_table_bytes(img), 1);
+	q2_check_count(ck, &cur, h->snapshots_offset, q2_snapshot_table_bytes(img->snapshots, img->nb_snapshots), 1);
 	for (uint32_t i = 0; i < img->nb_snapshots; i++)
 		if (!(img->snapshots[i].l1_offset & (img->cluster_size - 1)))
 			q2_check_count(ck, &cur, img->snapshots[i].l1_offset,

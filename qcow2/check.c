@@ -369,7 +369,7 @@ static void reset_results(struct block_check *c)
 	c->compressed_clusters = c->fragmented_clusters = 0;
 }
 
-static int co_check_image(struct q2_image *img, struct block_check *c, struct error *err)
+int co_q2_check_image(struct q2_image *img, struct block_check *c, struct error *err)
 {
 	struct q2_check ck = {.img = img, .c = c, .first_pass = true, .block_index = UINT64_MAX};
 	struct error why = ERROR_INIT;
@@ -398,9 +398,13 @@ static int co_check(struct block_node *n, struct block_check *c, struct error *e
 	if (r < 0)
 		return error_set_errno(err, r, "%s: cannot write out the metadata caches",
 			n->filename);
-	r = co_check_image(img, c, err);
-	if (c->repair)
-		q2_reload_caches(img);
+	r = co_q2_check_image(img, c, err);
+	if (c->repair) {
+		int r2 = co_q2_forget(img);
+
+		if (r == 0 && r2 < 0)
+			r = error_set(err, r2, "%s: out of memory", n->filename);
+	}
 	co_q2_quiesce_end(img);
 	return r;
 }
@@ -412,7 +416,7 @@ const struct block_check_ops q2_check_ops = {
 int co_q2_check_dirty(struct q2_image *img, struct error *err)
 {
 	struct block_check c = {.repair = BLOCK_REPAIR_LEAKS | BLOCK_REPAIR_ERRORS};
-	int r = co_check_image(img, &c, err);
+	int r = co_q2_check_image(img, &c, err);
 
 	if (r < 0)
 		return r;

@@ -517,6 +517,12 @@ void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster);
 void q2_refs_set_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool flag);
 /* *ret_known: the cluster lies in the window. */
 bool q2_refs_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool *ret_known);
+/* The slots of [cluster, cluster + n) as far as they lie in one chunk, and how many that is; *ret is
+ * NULL where there are none (`create`: outside the window only). A slot is number * 2 + flag; the
+ * number Q2_SLOT_BIG stands for one that q2_refs_get() tells. */
+uint64_t q2_refs_slots(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create,
+	int16_t **ret);
+#define Q2_SLOT_BIG (-0x4000)
 /* Adds refcount `value` to each of n clusters and sets their flags to value == 1. */
 void q2_refs_load_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, uint64_t value);
 /* Adds to each of n clusters; do all of them that lie in the window have the flag expected? */
@@ -527,6 +533,36 @@ void q2_refs_cursor_end(struct q2_refs_cursor *cur);
  * from 0; add 1 to *cluster for the next. */
 int q2_refs_sort(struct q2_refs *r);
 bool q2_refs_next(struct q2_refs *r, size_t *chunk, uint64_t *cluster, int64_t *value);
+/* The same by chunk: clusters [*first, *first + *n) may have numbers. */
+bool q2_refs_next_chunk(const struct q2_refs *r, size_t *chunk, uint64_t *first, uint64_t *n);
+
+/* --- tree.c: changes of refcounts for all that L1 tables reach --- */
+struct q2_tree {
+	struct q2_image *img;
+	struct q2_tables tables; /* L2 tables; refs: change of their references; active: see below */
+	struct q2_tables extra;	 /* clusters with a change of their own (L1 copies, old tables) */
+	struct q2_refs refs;	 /* the changes; flag: the refcount has come down to 1 */
+	bool collected;		 /* refs holds the changes of the window */
+};
+int q2_tree_init(struct q2_tree *t, struct q2_image *img);
+void q2_tree_destroy(struct q2_tree *t);
+/* The references of n L1 entries (host order) change by `delta`; `active`: their L2 tables belong
+ * to the L1 table that is or becomes the active one, so that COPIED matters in them. -EUCLEAN for
+ * entries that make no sense. */
+int q2_tree_add_l1(struct q2_tree *t, const uint64_t *l1, uint64_t n, int delta, bool active);
+int q2_tree_add_clusters(struct q2_tree *t, uint64_t off, uint64_t n, int delta);
+/* What one L2 entry refers to. */
+int q2_tree_add_entry(struct q2_tree *t, uint64_t entry, int delta);
+/* What co_q2_tree_apply() does in a window. */
+enum q2_tree_step {
+	Q2_TREE_VERIFY,	 /* would any refcount leave its range? -EFBIG or -EUCLEAN */
+	Q2_TREE_RAISE,	 /* changes that are positive in sum */
+	Q2_TREE_LOWER,	 /* negative ones; remembers where the refcount becomes 1 */
+	Q2_TREE_COPIED,	 /* after LOWER: lowers, barrier, sets COPIED where the refcount became 1 */
+};
+/* Applies the step to all; `clear_copied`: COPIED is cleared in tables marked active on the way.
+ * No barrier at the end. */
+int co_q2_tree_apply(struct q2_tree *t, enum q2_tree_step step, bool clear_copied);
 
 /* --- codec.c: cluster codecs, pure --- */
 struct q2_encoder;
@@ -577,19 +613,52 @@ int co_q2_measure(struct conf *opts, struct block_node *src, uint64_t size,
 /* --- info.c: what `info` shows; dump of metadata --- */
 extern const struct block_image_ops q2_image_ops;
 
+/* --- structure.c: the frame of structural operations --- */
+int q2_structure_writable(const struct q2_image *img, struct error *err);
+/* Alone on the image, nothing cached; with `dirty` DIRTY is durable. Every successful begin needs an
+ * end, which takes the operation's result and returns the final one; `what` completes "cannot". */
+int co_q2_structure_begin(struct q2_image *img, bool dirty, struct error *err);
+int co_q2_structure_end(struct q2_image *img, int result, struct error *err, const char *what);
+/* Drops and remakes what was derived from tables that were changed on disk. */
+int co_q2_forget(struct q2_image *img);
+uint64_t q2_clusters_for(const struct q2_image *img, uint64_t bytes);
+/* Clusters for a table of `bytes`, their refcounts durable; *off is 0 for 0 bytes. */
+int co_q2_alloc_table(struct q2_image *img, uint64_t bytes, uint64_t *off);
+/* H[size, L1] with its barriers, on disk and in img->h; on failure img->h is as before. */
+int co_q2_switch_l1(struct q2_image *img, uint64_t off, uint32_t entries, uint64_t size);
+/* Copies of the tables in memory (host order). */
+int co_q2_set_l1(struct q2_image *img, const uint64_t *l1, uint32_t n);
+int co_q2_set_reftable(struct q2_image *img, const uint64_t *table, uint64_t n);
+/* Cuts the file behind the last cluster with a refcount. */
+int co_q2_trim_file(struct q2_image *img);
+
 /* --- snapshot.c (table), snapshot-ops.c (create, apply, delete), snapshot-view.c (open) --- */
 int co_q2_snapshots_load(struct q2_image *img, struct error *err);
 void q2_snapshots_free(struct q2_image *img);
+void q2_snapshot_entry_free(struct q2_snapshot_entry *s);
+int q2_snapshot_find(const struct q2_image *img, const char *id_or_name); /* index or -ENOENT */
+/* The L1 table of a snapshot in host order, l1_size entries; mem_free(). */
+int co_q2_snapshot_l1(struct q2_image *img, const struct q2_snapshot_entry *s, uint64_t **ret,
+	struct error *err);
+int q2_snapshot_build_extra(struct q2_snapshot_entry *s); /* extra data from info */
+uint64_t q2_snapshot_table_bytes(const struct q2_snapshot_entry *v, uint32_t n);
+void q2_snapshot_table_encode(const struct q2_snapshot_entry *v, uint32_t n, uint8_t *buf);
+int co_q2_snapshot_open(struct block_node *n, const char *id_or_name, struct block_node **ret,
+	struct error *err);
 extern const struct block_snapshot_ops q2_snapshot_ops;
 extern const struct block_vmstate_ops q2_vmstate_ops;
 
 /* --- resize.c --- */
 int co_q2_resize(struct block_node *n, const struct block_resize *r, struct error *err);
+/* At least n entries in the L1 table. */
+int co_q2_grow_l1(struct q2_image *img, uint32_t n, struct error *err);
 /* --- empty.c: drops all allocations (commit) --- */
 int co_q2_make_empty(struct block_node *n, struct error *err);
 
 /* --- check.c: the check and its passes --- */
 extern const struct block_check_ops q2_check_ops;
+/* The check of an image that is quiesced or just being opened. */
+int co_q2_check_image(struct q2_image *img, struct block_check *c, struct error *err);
 /* For the rw open of an image with DIRTY set: rebuilds refcounts, clears the bit. */
 int co_q2_check_dirty(struct q2_image *img, struct error *err);
 

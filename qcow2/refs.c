@@ -21,7 +21,7 @@
 #define CHUNK_BITS  14u
 #define CHUNK_SLOTS (1u << CHUNK_BITS)
 #define SLOT_MAX    0x3fff
-#define SLOT_BIG    (-0x4000) /* the number stands in the hash table */
+#define SLOT_BIG    Q2_SLOT_BIG
 #define NO_CHUNK    UINT64_MAX
 
 struct q2_refs_chunk {
@@ -305,9 +305,7 @@ void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster)
 
 /* --- runs ---------------------------------------------------------------------------------- */
 
-/* Slots of [cluster, cluster + n) in one chunk; returns how many of the n that is, and NULL for
- * clusters outside the window. */
-static uint64_t run_slots(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create,
+uint64_t q2_refs_slots(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create,
 	int16_t **ret)
 {
 	uint64_t first = cluster & (CHUNK_SLOTS - 1), room = CHUNK_SLOTS - first;
@@ -333,7 +331,7 @@ void q2_refs_load_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, 
 	for (uint64_t k; n; cluster += k, n -= k) {
 		int16_t *slot;
 
-		k = run_slots(cur, cluster, n, true, &slot);
+		k = q2_refs_slots(cur, cluster, n, true, &slot);
 		for (uint64_t i = 0; slot && i < k; i++) {
 			slot_add(cur->refs, cluster + i, &slot[i], add);
 			slot[i] = (int16_t)((slot[i] & ~1) | (value == 1));
@@ -349,7 +347,7 @@ bool q2_refs_add_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, i
 	for (uint64_t k; n; cluster += k, n -= k) {
 		int16_t *slot, same = expect_flag ? 1 : 0, differ = 0;
 
-		k = run_slots(cur, cluster, n, true, &slot);
+		k = q2_refs_slots(cur, cluster, n, true, &slot);
 		if (!slot)
 			continue;
 		for (uint64_t i = 0; i < k; i++)
@@ -393,6 +391,16 @@ int q2_refs_sort(struct q2_refs *r)
 	if (n)
 		qsort(r->sorted, n, sizeof(*r->sorted), by_index);
 	return 0;
+}
+
+bool q2_refs_next_chunk(const struct q2_refs *r, size_t *chunk, uint64_t *first, uint64_t *n)
+{
+	if (*chunk >= r->nsorted)
+		return false;
+	*first = r->sorted[*chunk]->index << CHUNK_BITS;
+	*n = CHUNK_SLOTS;
+	++*chunk;
+	return true;
 }
 
 bool q2_refs_next(struct q2_refs *r, size_t *chunk, uint64_t *cluster, int64_t *value)

@@ -163,8 +163,11 @@ int co_q2_repair_copied(struct q2_check *ck)
 		if (r == 0)
 			fix_l1_flags(ck, &l1_changed);
 	} while (r == 0 && q2_refs_next_window(&ck->refs));
-	if (r == 0 && l1_changed)
+	if (r == 0 && l1_changed) {
 		r = co_q2_write_entries(img, img->h.l1_offset, ck->l1, img->h.l1_size);
+		if (r == 0)
+			r = co_q2_set_l1(img, ck->l1, img->h.l1_size);
+	}
 	if (r == 0)
 		r = co_block_flush(img->file);
 	if (r < 0)
@@ -380,7 +383,7 @@ static int co_switch(struct rebuild *rb)
 			r = q2_tables_add(&ck->refblocks, ck->reftable[i], i, 1, 0);
 	q2_tables_merge(&ck->refblocks);
 	ck->refs.clusters = ck->clusters;
-	return r;
+	return r < 0 ? r : co_q2_set_reftable(img, ck->reftable, ck->reftable_entries);
 }
 
 static int co_rebuild(struct rebuild *rb, struct error *err)
