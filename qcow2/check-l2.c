@@ -43,9 +43,9 @@ static void check_copied(struct l2_check *lc, uint32_t i, uint64_t entry, uint64
 	bool known, copied = entry & Q2_COPIED;
 	bool one = q2_refs_flag(&lc->cur, cluster, &known);
 
-	/* Beyond the file there is no refcount: 0. Seen in the first pass. */
+	/* Beyond the file there is no refcount: 0. Seen with the first window. */
 	if (cluster >= ck->clusters)
-		known = ck->first_pass;
+		known = ck->refs.lo == 0;
 	if (!known || one == copied || ck->counting)
 		return;
 	if (ck->fix_copied) {
@@ -76,10 +76,8 @@ static void check_compressed(struct l2_check *lc, uint32_t i, uint64_t entry)
 	uint64_t off = q2_compressed_offset(entry, bits);
 
 	if (ck->fix_copied) {
-		if (entry & Q2_COPIED) {
+		if (entry & Q2_COPIED) /* counted as fixable before */
 			store_entry(lc, i, entry & ~Q2_COPIED);
-			lc->copied_fixed++;
-		}
 		return;
 	}
 	if (ck->first_pass) {

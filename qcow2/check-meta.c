@@ -140,8 +140,14 @@ int co_q2_check_gather(struct q2_check *ck, struct error *err)
 			r = add_refblock(ck, i, ck->reftable[i]);
 	q2_tables_merge(&ck->refblocks);
 	/* One block in two places of the table cannot be right for both. */
-	for (size_t i = 0; i < ck->refblocks.n; i++)
-		ck->bad_structure |= ck->refblocks.v[i].refs > 1;
+	for (size_t i = 0; i < ck->refblocks.n; i++) {
+		if (ck->refblocks.v[i].refs < 2)
+			continue;
+		q2_check_refcount_error(ck, "ERROR refcount block %llu refcount=%lld",
+			(unsigned long long)ck->refblocks.v[i].index,
+			(long long)ck->refblocks.v[i].refs);
+		ck->bad_structure = true;
+	}
 	if (r == 0)
 		r = add_l1_table(ck, ck->l1, h->l1_size, true);
 	for (uint32_t i = 0; r == 0 && i < img->nb_snapshots; i++)

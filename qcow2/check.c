@@ -220,7 +220,7 @@ static void check_l1_copied(struct q2_check *ck)
 			continue;
 		one = q2_refs_flag(&cur, off >> ck->img->cluster_bits, &known);
 		if (off >= ck->file_size)
-			known = ck->first_pass;
+			known = ck->refs.lo == 0;
 		if (!known || one == !!(ck->l1[i] & Q2_COPIED))
 			continue;
 		ck->copied_wrong++;

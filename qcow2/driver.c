@@ -10,17 +10,6 @@
 #include "base/trace.h"
 #include "qcow2/qcow2.h"
 
-#pragma weak q2_create_keys
-#pragma weak co_q2_create
-#pragma weak co_q2_resize
-#pragma weak q2_image_ops
-#pragma weak q2_snapshot_ops
-#pragma weak q2_vmstate_ops
-#pragma weak q2_check_ops
-#pragma weak q2_compress_ops
-#pragma weak co_q2_check_dirty
-#pragma weak co_q2_snapshots_load
-#pragma weak q2_snapshots_free
 
 /* --- tables --- */
 
@@ -182,8 +171,7 @@ static void image_destroy(struct q2_image *img)
 	q2_free_queue_free(take(img->frees));
 	q2_allocs_free(take(img->allocs));
 	q2_unpacked_free(take(img->unpacked));
-	if (q2_snapshots_free)
-		q2_snapshots_free(img);
+	q2_snapshots_free(img);
 	mem_free(take(img->l1));
 	mem_free(take(img->l1_dirty));
 	mem_free(take(img->reftable));
@@ -214,7 +202,7 @@ static int writer_start(struct q2_image *img, struct error *err)
 	r = q2_overlap_new(img);
 	if (r < 0)
 		return error_set(err, r, "%s: out of memory", img->node->filename);
-	if (img->dirty_on_disk && !(img->node->opts.flags & BLOCK_OPEN_CHECK) && co_q2_check_dirty)
+	if (img->dirty_on_disk && !(img->node->opts.flags & BLOCK_OPEN_CHECK))
 		return co_q2_check_dirty(img, err);
 	return 0;
 }
@@ -242,7 +230,7 @@ static int open_tables(struct q2_image *img, struct conf *opts, struct error *er
 		r = tables_load(img, err);
 	if (r == 0)
 		r = q2_options_apply(img, opts, err);
-	if (r == 0 && img->h.nb_snapshots && co_q2_snapshots_load)
+	if (r == 0 && img->h.nb_snapshots)
 		r = co_q2_snapshots_load(img, err);
 	if (r < 0)
 		return r;

@@ -68,7 +68,7 @@ int co_q2_measure(struct conf *opts, struct block_node *src, uint64_t size,
 	_cleanup_(conf_freep) struct conf *none = NULL;
 	struct q2_create_params p;
 	struct q2_layout l;
-	uint64_t data;
+	uint64_t data = 0;
 	int r;
 
 	if (!opts) {

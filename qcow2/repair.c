@@ -118,6 +118,8 @@ static void fix_l1_flags(struct q2_check *ck, bool *changed)
 		if (!off || off & (ck->img->cluster_size - 1))
 			continue;
 		one = q2_refs_flag(&cur, cluster, &known);
+		if (cluster >= ck->clusters)
+			known = ck->refs.lo == 0;
 		if (!known || one == !!(ck->l1[i] & Q2_COPIED) || (one && !ck->may_set_copied))
 			continue;
 		q2_check_message(ck, false, "Repairing OFLAG_COPIED L2 cluster: l1_index=%u "
