@@ -140,8 +140,11 @@ int co_q2_alloc_table(struct q2_image *img, uint64_t bytes, uint64_t *off)
 	if (!bytes)
 		return 0;
 	r = co_q2_alloc(img, q2_clusters_for(img, bytes), off);
+	/* Refcounts themselves: with lazy refcounts a commit leaves them in the cache. */
 	if (r == 0)
-		r = co_q2_commit(img, true);
+		r = co_q2_write_refcounts(img);
+	if (r == 0)
+		r = co_q2_barrier(img);
 	if (r == 0)
 		q2_cache_drop(img, img->ref_cache);
 	return r;

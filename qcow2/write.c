@@ -369,8 +369,6 @@ static int write_alloc(
 	return r;
 }
 
-#pragma weak co_q2_write_compressed
-
 static int write_in_place(struct q2_image *img, const struct q2_mapping *m, struct iov_slice buf)
 {
 	int r = co_q2_overlap_check(img, m->host_off, m->len, Q2_OVERLAP_NONE);
@@ -409,7 +407,7 @@ int co_q2_write(struct block_node *n, struct block_io *io)
 	int r;
 
 	if (io->flags & BLOCK_IO_COMPRESSED)
-		return co_q2_write_compressed ? co_q2_write_compressed(n, io) : -ENOTSUP;
+		return co_q2_write_compressed(n, io);
 	r = co_q2_before_write(img);
 	if (r < 0)
 		return r;
