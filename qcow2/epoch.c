@@ -172,6 +172,12 @@ int co_q2_quiesce_begin(struct q2_image *img)
 	spin_unlock(&e->lock);
 	trace("q2_quiesce_begin", "%s", img->node->filename);
 	r = img->writable ? co_q2_free_drain(img) : 0;
+	/* With lazy refcounts commits leave them in the cache. */
+	if (r == 0 && img->writable && q2_cache_is_dirty(img->ref_cache)) {
+		r = co_q2_write_refcounts(img);
+		if (r == 0)
+			r = co_q2_barrier(img);
+	}
 	if (r < 0) {
 		quiesce_release(e);
 		return r;
