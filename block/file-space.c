@@ -272,6 +272,7 @@ static int co_resize_device(struct block_node *n, const struct block_resize *r, 
 int co_file_resize(struct block_node *n, const struct block_resize *r, struct error *err)
 {
 	struct file_state *s = n->priv;
+	struct block_lock had;
 	int fd, ret;
 
 	file_extent_forget(s);
@@ -280,7 +281,19 @@ int co_file_resize(struct block_node *n, const struct block_resize *r, struct er
 	ret = file_tail_fd(n, &fd);
 	if (ret)
 		return error_set_errno(err, ret, "Could not resize '%s'", n->filename);
-	return co_file_preallocate(fd, n->filename, block_size(n), r->size, r->prealloc, err);
+	/* Openers that do not resize as a rule take the right to it for this once. */
+	had = s->lock;
+	if (had.perm && !(had.perm & BLOCK_PERM_RESIZE)) {
+		ret = block_lock_set(s->fd, n->filename, &s->lock, had.perm | BLOCK_PERM_RESIZE,
+			BLOCK_PERM_ALL & ~had.unshared, err);
+		if (ret)
+			return ret;
+	}
+	ret = co_file_preallocate(fd, n->filename, block_size(n), r->size, r->prealloc, err);
+	if (had.perm && s->lock.perm != had.perm)
+		block_lock_set(s->fd, n->filename, &s->lock, had.perm,
+			BLOCK_PERM_ALL & ~had.unshared, NULL);
+	return ret;
 }
 
 /* --- offloaded copy ------------------------------------------------------------------------ */

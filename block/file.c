@@ -42,6 +42,8 @@ static const struct conf_key file_keys[] = {
 	{"filename", CONF_KEY_STRING, NULL, 0, 0, "path of the file"},
 	{"locking", CONF_KEY_ENUM, locking_names, 0, 0, "image locks"},
 	{"aio", CONF_KEY_ENUM, aio_names, 0, 0, "accepted; DROVER_AIO chooses the engine"},
+	{"aio-max-batch", CONF_KEY_NUMBER, NULL, 0, 0, "accepted; batches are as large as can be"},
+	{"drop-cache", CONF_KEY_BOOL, NULL, 0, 0, "accepted; caches are dropped by nobody here"},
 	{NULL, 0, NULL, 0, 0, NULL},
 };
 
@@ -236,10 +238,14 @@ static int co_file_open(struct block_node *n, struct conf *opts, struct error *e
 	struct file_state *s = n->priv;
 	const char *path = NULL;
 	int r, locking = LOCKING_AUTO, aio = AIO_URING;
+	uint64_t batch;
+	bool drop;
 
 	if ((r = conf_get_string(opts, file_keys, "filename", &path, err)) ||
 		(r = conf_get_enum(opts, file_keys, "locking", &locking, err)) ||
-		(r = conf_get_enum(opts, file_keys, "aio", &aio, err)))
+		(r = conf_get_enum(opts, file_keys, "aio", &aio, err)) ||
+		(r = conf_get_u64(opts, file_keys, "aio-max-batch", &batch, err)) ||
+		(r = conf_get_bool(opts, file_keys, "drop-cache", &drop, err)))
 		return r;
 	if (!path || !*path)
 		return error_set(

@@ -17,17 +17,20 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-static char test_dir[] = "/tmp/drover-unit-XXXXXX";
+static char test_dir[160];
 
 static inline int test_setup(void **state)
 {
+	const char *tmp = getenv("TMPDIR");
+
 	drivers_init();
+	snprintf(test_dir, sizeof(test_dir), "%.100s/drover-unit-XXXXXX", tmp ? tmp : "/tmp");
 	return mkdtemp(test_dir) ? 0 : -1;
 }
 
 static inline int test_teardown(void **state)
 {
-	char cmd[128];
+	char cmd[256];
 
 	snprintf(cmd, sizeof(cmd), "rm -rf '%s'", test_dir);
 	return system(cmd);

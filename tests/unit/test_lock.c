@@ -215,12 +215,42 @@ static void test_create_in_use(void **state)
 	assert_memory_equal(before, "QFI\xfb", 4);
 }
 
+/* raw holds no right to resize; resizing takes it, against those who do not share it. */
+CO_TEST(test_resize_needs_the_right)
+{
+	struct block_open_opts o = {.perm = BLOCK_PERM_READ,
+		.shared = BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE,
+		.trust = &block_trust_local};
+	struct block_resize r = {.size = 2 * MiB};
+	_cleanup_(conf_freep) struct conf *spec = NULL;
+	struct error err = ERROR_INIT;
+	struct block_node *raw, *other;
+	const char *path = test_path("resized");
+	FILE *f = fopen(path, "w");
+
+	check(f && !ftruncate(fileno(f), MiB) && !fclose(f));
+	raw = must_open(test_printf("driver=raw,file.filename=%s", path), BLOCK_OPEN_RDWR);
+	check_int(block_spec_from_name(path, "file", &spec, &err), 0);
+	check_int(co_block_open(spec, &o, &other, &err), 0);
+	check_int(co_block_resize(raw, &r, &err), -EAGAIN);
+	check(strstr(err.text, "Failed to get \"resize\" lock"));
+	check_int(block_size(raw), MiB);
+	co_block_node_unref(other);
+	check_int(co_block_resize(raw, &r, &err), 0);
+	check_int(block_size(raw), 2 * MiB);
+	/* The right was taken for that once only. */
+	check_int(co_block_open(spec, &o, &other, &err), 0);
+	co_block_node_unref(other);
+	check_int(co_block_node_unref(raw), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_matrix),
 		cmocka_unit_test(test_message),
 		cmocka_unit_test(test_create_in_use),
+		cmocka_unit_test(test_resize_needs_the_right),
 	};
 
 	return cmocka_run_group_tests(tests, make_image, test_teardown);
