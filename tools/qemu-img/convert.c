@@ -26,6 +26,7 @@ static const struct convert_opts defaults = {
 
 struct convert {
 	const struct convert_opts *o;
+	const char *format;            /* of the target */
 	struct block_node *src, *base; /* base: borrowed from src's chain */
 	struct img_target target;
 	struct conf *create;
@@ -81,6 +82,9 @@ static int set_backing(struct convert *cv, unsigned nsrc, struct error *err)
 	if (!create_text(cv->create, "backing_fmt"))
 		return error_set(err, -EINVAL,
 			"Use of backing file requires explicit backing format: add -F FMT");
+	if (!img_can_back(cv->format))
+		return error_set(err, -ENOTSUP, "Backing file not supported for file format '%s'",
+			cv->format);
 	if (nsrc > 1)
 		return error_set(err, -EINVAL,
 			"Having a backing file for the target makes no sense when concatenating "
@@ -256,8 +260,8 @@ static int co_convert_cmd(void *opts, char *const *args, unsigned nargs)
 		return 1;
 	}
 	cv->o = o;
-	r = img_create_options(
-		&o->options, o->target_format ? o->target_format : "raw", &cv->create);
+	cv->format = o->target_format ? o->target_format : "raw";
+	r = img_create_options(&o->options, cv->format, &cv->create);
 	if (r)
 		return r > 0 ? 0 : 1;
 	if (nargs < 2) {

@@ -57,6 +57,16 @@ static bool asks_help(const char *text)
 	return false;
 }
 
+bool img_can_back(const char *format)
+{
+	const struct block_driver *d = block_driver_find(format);
+	const struct conf_key *k = d ? d->create_keys : NULL;
+
+	while (k && k->name && strcmp(k->name, "backing_file") != 0)
+		k++;
+	return k && k->name;
+}
+
 static int check_known(struct conf *opts, const struct conf_key *keys)
 {
 	const char *key;

@@ -37,6 +37,8 @@ static int co_backing_size(const struct create_opts *o, const char *filename, co
 
 	if (!path)
 		return error_set(err, -ENOMEM, "out of memory");
+	if (img_same_file(path, filename))
+		return error_set(err, -EINVAL, "an image cannot be its own backing file");
 	r = co_image_open(&o->c, &in, &n, err);
 	if (r < 0) {
 		error_prefix(err, "the backing file cannot be used (-u leaves it unopened)");
@@ -52,8 +54,8 @@ static int co_backing_size(const struct create_opts *o, const char *filename, co
 	return r;
 }
 
-static int co_check_backing(
-	const struct create_opts *o, const char *filename, struct conf *opts, struct error *err)
+static int co_check_backing(const struct create_opts *o, const char *format, const char *filename,
+	struct conf *opts, struct error *err)
 {
 	const char *backing = get_text(opts, "backing_file"), *fmt = get_text(opts, "backing_fmt");
 	char text[24];
@@ -66,6 +68,9 @@ static int co_check_backing(
 				"Backing format cannot be used without backing file: add -b FILE");
 		return 0;
 	}
+	if (!img_can_back(format))
+		return error_set(
+			err, -ENOTSUP, "Backing file not supported for file format '%s'", format);
 	if (fmt && !block_driver_find(fmt))
 		return error_set(err, -EINVAL, "Unknown backing file format '%s'", fmt);
 	if (o->unsafe)
@@ -107,7 +112,7 @@ static int co_create_image(const struct create_opts *o, const char *format, cons
 		return error_set(err, -ENOMEM, "out of memory");
 	r = size ? parse_size_argument(size, opts, err) : 0;
 	if (r >= 0)
-		r = co_check_backing(o, name, opts, err);
+		r = co_check_backing(o, format, name, opts, err);
 	if (r < 0)
 		return r;
 	if (!conf_has(opts, "size"))

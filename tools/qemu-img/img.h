@@ -21,6 +21,8 @@ extern const struct conf_enum img_output_names[];
 int img_create_options(const struct opt_texts *texts, const char *format, struct conf **ret);
 /* The driver that creates `format`; NULL with a sentence printed. */
 const struct block_driver *img_format(const char *format);
+/* Do images of this format have backing files? */
+bool img_can_back(const char *format);
 /* "Formatting 'NAME', fmt=qcow2 cluster_size=65536 ...", with the defaults filled in. */
 void img_print_formatting(const char *filename, const char *format, struct conf *opts);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* qemu-img map: what lies where, through the backing chain. */
 #include "tools/qemu-img/img.h"
+#include "base/mem.h"
 
 struct map_opts {
 	struct image_common c;
@@ -78,18 +79,96 @@ static bool joins(const struct run *run, const struct block_extent *e)
 			(run->e.host_off + run->e.len == e->host_off && run->e.host == e->host));
 }
 
+/*
+ * Preallocated images: their clusters are in use although the file may have holes there. Asking the
+ * file about every extent would cost, so an image is looked at this closely only when a tenth of it
+ * or more is not on the disk, which is what the reference does too.
+ */
+struct layer {
+	struct block_node *node;
+	bool asked, sparse;
+	uint64_t start, end; /* the file's extent that was asked for last */
+	bool zero;
+};
+
+static bool co_is_sparse(struct layer *l)
+{
+	struct block_node *file = l->node->child[BLOCK_ROLE_FILE];
+	uint64_t cluster = l->node->caps.cluster, actual;
+
+	if (!l->asked) {
+		l->asked = true;
+		l->sparse = file && cluster && co_block_actual_size(file, &actual) >= 0 &&
+			actual / cluster * 10 / 9 <= div_up(block_size(file), cluster);
+	}
+	return l->sparse;
+}
+
+static int co_look_for_holes(struct layer *l, struct block_extent *e)
+{
+	const uint32_t kind = BLOCK_EXTENT_DATA | BLOCK_EXTENT_ZERO | BLOCK_EXTENT_MAPPED;
+	struct block_extent below;
+	int r;
+
+	if ((e->flags & kind) != (BLOCK_EXTENT_DATA | BLOCK_EXTENT_MAPPED) || !co_is_sparse(l) ||
+		e->host != l->node->child[BLOCK_ROLE_FILE])
+		return 0;
+	if (e->host_off < l->start || e->host_off >= l->end) {
+		uint64_t size = block_size(e->host);
+
+		if (e->host_off < size) {
+			r = co_block_extent(e->host, e->host_off, size - e->host_off, &below);
+			if (r < 0)
+				return r;
+		} else {
+			below = (struct block_extent){.len = e->len, .flags = BLOCK_EXTENT_ZERO};
+		}
+		l->start = e->host_off;
+		l->end = e->host_off + below.len;
+		l->zero = below.flags & BLOCK_EXTENT_ZERO;
+	}
+	e->len = MIN(e->len, l->end - e->host_off);
+	if (l->zero)
+		e->flags |= BLOCK_EXTENT_ZERO;
+	return 0;
+}
+
+/* The layers from n down; *ret_n of them. NULL: no memory. */
+static struct layer *find_layers(struct block_node *n, uint32_t *ret_n)
+{
+	struct layer *layers;
+	uint32_t count = 0;
+
+	for (struct block_node *b = block_skip_filters(n); b; b = block_backing(b))
+		count++;
+	layers = mem_calloc(count, sizeof(*layers));
+	*ret_n = count;
+	count = 0;
+	for (struct block_node *b = block_skip_filters(n); b && layers; b = block_backing(b))
+		layers[count++].node = b;
+	return layers;
+}
+
 static int co_map_node(const struct map_opts *o, struct block_node *n)
 {
 	uint64_t size = block_size(n), off = o->start, end;
+	uint32_t nlayers;
+	_cleanup_free_ struct layer *layers = find_layers(n, &nlayers);
 	struct run run = {.off = off};
 	bool first = true;
 	int rc = 0;
 
+	if (!layers) {
+		tool_error("out of memory");
+		return 1;
+	}
 	end = o->length < size - MIN(off, size) ? off + o->length : size;
 	while (off < end && !rc) {
 		struct block_extent e;
 		int r = co_block_extent_chain(n, NULL, off, end - off, &e);
 
+		if (r >= 0 && e.depth < nlayers)
+			r = co_look_for_holes(&layers[e.depth], &e);
 		if (r < 0) {
 			tool_error("Failed to read image metadata of '%s' at offset %llu: %s",
 				n->filename, (unsigned long long)off, errno_text(r));
