@@ -19,8 +19,11 @@ struct verdict {
 	uint64_t off;
 };
 
-static void print_human(const struct compare_opts *o, const struct verdict *v)
+static void print_human(const struct verdict *v, const struct block_compare *c)
 {
+	/* Of no interest before the end of the shorter image is reached. */
+	if (v->size_mismatch && (!v->reason || v->off >= MIN(block_size(c->a), block_size(c->b))))
+		printf("Warning: Image size mismatch!\n");
 	if (!v->reason)
 		printf("Images are identical.\n");
 	else if (!strcmp(v->reason, "size"))
@@ -61,8 +64,6 @@ static int co_compare_nodes(const struct compare_opts *o, struct block_compare *
 	if (v.size_mismatch && o->strict) {
 		v.reason = "size";
 	} else {
-		if (v.size_mismatch && o->output == IMG_HUMAN && !o->c.quiet)
-			printf("Warning: Image size mismatch!\n");
 		if (progress_begin(&p, o->c.progress, 0, "compare") < 0)
 			return COMPARE_OPEN;
 		c->job = &p.job;
@@ -82,7 +83,7 @@ static int co_compare_nodes(const struct compare_opts *o, struct block_compare *
 	if (o->output == IMG_JSON)
 		print_json(&v, c);
 	else if (!o->c.quiet)
-		print_human(o, &v);
+		print_human(&v, c);
 	return v.reason ? COMPARE_DIFFERENT : COMPARE_SAME;
 }
 
