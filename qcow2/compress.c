@@ -203,12 +203,27 @@ static int co_reserve_compressed(struct q2_image *img, const struct block_packed
 	return 0;
 }
 
+/* The L2 tables that linking will need, now and in guest order: where they lie must not depend on
+ * which batch is stored first, or the bytes of the image would. */
+static int co_reserve_tables(
+	struct q2_image *img, const struct block_packed *items, unsigned n)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < n; i++)
+		if (!items[i].zero || block_backing(img->node))
+			r = co_q2_l2_table(img, items[i].off);
+	return r;
+}
+
 static int co_reserve_items(struct q2_image *img, const struct block_packed *items, unsigned n,
 	uint64_t *entry)
 {
 	unsigned step = img->max_refcount >= UINT16_MAX ? MAX_RANGE_ITEMS : 1;
-	int r = co_reserve_plain(img, items, n, entry);
+	int r = co_reserve_tables(img, items, n);
 
+	if (r == 0)
+		r = co_reserve_plain(img, items, n, entry);
 	for (unsigned i = 0; r == 0 && i < n; i += step)
 		r = co_reserve_compressed(img, items + i, MIN(step, n - i), entry + i);
 	if (r < 0)
