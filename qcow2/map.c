@@ -8,6 +8,7 @@
  * a missing slice makes it drop the lock and load it. Entries are judged as they are met: one that
  * makes no sense marks the image corrupt, but never before a good prefix was returned.
  */
+#include "base/mem.h"
 #include "base/trace.h"
 #include "qcow2/qcow2.h"
 
@@ -206,6 +207,29 @@ static enum step map_cached(struct q2_image *img, struct run *r, uint64_t *miss)
 	return STEP_DONE;
 }
 
+/* The cache has no room and cannot be written (after a failed flush): reads go on all the same. A
+ * slice that is not cached is current on disk. It is never `copied` here: writes need the cache. */
+static int map_uncached(struct q2_image *img, struct run *run, uint64_t slice_off, enum step *step)
+{
+	uint32_t size = q2_cache_slice_size(img->l2_cache);
+	struct q2_slice slice = {.data = block_buffer_alloc(img->file, size)};
+	int r;
+
+	if (!slice.data)
+		return -ENOMEM;
+	r = co_block_pread(img->file, slice_off, slice.data, size);
+	if (r == 0)
+		*step = slice_step(run, &slice, size, false);
+	mem_free(slice.data);
+	return r;
+}
+
+static int map_bad(struct q2_image *img, const struct run *run, uint64_t off)
+{
+	return co_q2_corrupt(img, "table entry %#llx for guest offset %#llx makes no sense",
+		(unsigned long long)run->bad, (unsigned long long)off);
+}
+
 int co_q2_map(struct q2_image *img, uint64_t off, uint64_t len, struct q2_mapping *ret)
 {
 	struct run run = {img, ret, off, len, 0};
@@ -225,9 +249,12 @@ int co_q2_map(struct q2_image *img, uint64_t off, uint64_t len, struct q2_mappin
 		if (ret->len)
 			return 0;
 		if (step == STEP_BAD)
-			return co_q2_corrupt(img, "table entry %#llx for guest offset %#llx makes no sense",
-				(unsigned long long)run.bad, (unsigned long long)off);
+			return map_bad(img, &run, off);
 		r = co_q2_cache_get(img, img->l2_cache, miss, &held);
+		if (r == -EIO || r == -ENOSPC)
+			r = map_uncached(img, &run, miss, &step);
+		if (r == 0 && !held)
+			return ret->len ? 0 : map_bad(img, &run, off);
 		if (r < 0)
 			return r;
 	}
