@@ -159,26 +159,40 @@ static int write_zeroes(struct q2_image *img, uint64_t off, uint64_t len)
 	return 0;
 }
 
-/* Less than a unit: nothing to do, or the whole unit when all of it reads as zeroes anyway, or a
- * write. */
-static int edge_zero(struct drop *d, uint64_t off, uint64_t len, uint32_t flags)
+/* Marks the unit (cluster or subcluster) at `start` zero when all of it reads as zeroes already: 1
+ * when it does not. Looked at and changed inside one enter, or a write between would be lost. */
+static int unit_mark_zero(struct drop *d, uint64_t start, uint64_t unit)
 {
 	struct q2_image *img = d->img;
-	uint64_t unit = 1ULL << img->sub_bits, start = align_down(off, unit), zero, done;
-	int r = co_q2_reads_zero(img, start, unit, &zero);
+	uint64_t cluster = align_down(start, img->cluster_size), zero;
+	unsigned sub = (unsigned)((start - cluster) >> img->sub_bits);
+	struct q2_l2_entry old, new;
+	struct q2_alloc_range range;
+	int r;
 
-	if (r < 0)
+	co_q2_alloc_enter(img, &range, start, unit);
+	r = co_q2_reads_zero(img, start, unit, &zero);
+	if (r == 0 && zero < unit)
+		r = 1;
+	if (r == 0 && img->h.version >= 3)
+		r = co_q2_l2_load(img, cluster, 1, &old);
+	if (r == 0 && img->h.version >= 3) {
+		new = img->extl2 ? part_of_cluster(&old, sub, sub) : whole_cluster(d, &old);
+		r = store(d, cluster, 1, &old, &new);
+	}
+	q2_alloc_leave(img, &range);
+	return r;
+}
+
+/* Less than a unit: nothing but a mark when the whole unit reads as zeroes anyway, or a write. */
+static int edge_zero(struct drop *d, uint64_t off, uint64_t len, uint32_t flags)
+{
+	uint64_t unit = 1ULL << d->img->sub_bits;
+	int r = unit_mark_zero(d, align_down(off, unit), unit);
+
+	if (r <= 0)
 		return r;
-	if (zero == unit && img->h.version < 3)
-		return 0;
-	if (zero == unit)
-		r = img->extl2 ? subclusters_zero(d, start, unit) :
-				 clusters_drop(d, start, unit, &done);
-	if (zero == unit && r <= 0)
-		return r;
-	if (flags & BLOCK_IO_NO_FALLBACK)
-		return -ENOTSUP;
-	return write_zeroes(img, off, len);
+	return flags & BLOCK_IO_NO_FALLBACK ? -ENOTSUP : write_zeroes(d->img, off, len);
 }
 
 /* The piece of a zero request at off: a run of clusters, of subclusters, or an edge. */
@@ -201,7 +215,10 @@ static int zero_piece(struct drop *d, uint64_t off, uint64_t len, uint32_t flags
 	if (is_aligned(off, unit) && end - off >= unit) {
 		*done = align_down(end - off, unit);
 		r = subclusters_zero(d, off, *done);
-		return r == 1 ? edge_zero(d, off, *done, flags) : r;
+		if (r == 1)
+			r = flags & BLOCK_IO_NO_FALLBACK ? -ENOTSUP :
+							   write_zeroes(img, off, *done);
+		return r;
 	}
 	*done = MIN(end, align_down(off, unit) + unit) - off;
 	return edge_zero(d, off, *done, flags);

@@ -56,16 +56,24 @@ static void model_reopen(struct model *m)
 	model_open(m);
 }
 
+static const char *test_shape(const struct q2_test *t)
+{
+	static char text[128];
+
+	snprintf(text, sizeof(text), "v%u cluster %u order %u%s%s%s %s", t->version,
+		t->cluster_bits, t->order, t->extl2 ? " extl2" : "", t->lazy ? " lazy" : "",
+		t->backing ? " backing" : "", t->opts ? t->opts : "");
+	return text;
+}
+
 static void compare(struct model *m, uint64_t off, uint64_t len, const char *what)
 {
 	check_int(co_block_pread(m->n, off, m->buf, len), 0);
 	for (uint64_t i = 0; i < len; i++)
 		if (m->buf[i] != m->shadow[off + i]) {
-			fprintf(stderr, "%s: byte %llu is %#x, not %#x (v%u cluster %u order %u%s%s)\n",
-				what, (unsigned long long)(off + i), m->buf[i],
-				m->shadow[off + i], m->t->version, m->t->cluster_bits,
-				m->t->order, m->t->extl2 ? " extl2" : "",
-				m->t->backing ? " backing" : "");
+			fprintf(stderr, "%s: byte %llu is %#x, not %#x (%s)\n", what,
+				(unsigned long long)(off + i), m->buf[i], m->shadow[off + i],
+				test_shape(m->t));
 			abort();
 		}
 }
@@ -198,7 +206,12 @@ static void worker_step(struct worker *w)
 	switch (q2_random(&w->rnd) % 8) {
 	case 0:
 		check_int(co_block_pread(m->n, off, buf, 512), 0);
-		check(!memcmp(buf, m->shadow + off, 512));
+		if (memcmp(buf, m->shadow + off, 512)) {
+			fprintf(stderr, "worker %u: sector %llu starts with %#x, not %#x (%s)\n",
+				w->index, (unsigned long long)off / 512, buf[0], m->shadow[off],
+				test_shape(m->t));
+			abort();
+		}
 		break;
 	case 1:
 		memset(m->shadow + off, 0, 512);
@@ -280,8 +293,12 @@ static void run_threads(const struct q2_test *t, uint64_t seed)
 
 CO_TEST(requests_on_threads)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
-		run_threads(&shapes[i], i + 1);
+	const char *env = getenv("SEEDS");
+	unsigned seeds = env ? (unsigned)atoi(env) : 1;
+
+	for (unsigned seed = 0; seed < seeds; seed++)
+		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
+			run_threads(&shapes[i], seed * 100 + i + 1);
 }
 
 int main(void)
@@ -292,5 +309,6 @@ int main(void)
 		cmocka_unit_test(requests_on_threads),
 	};
 
+	cmocka_set_test_filter(getenv("TEST_FILTER"));
 	return cmocka_run_group_tests(tests, test_setup, test_teardown);
 }
