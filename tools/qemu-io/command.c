@@ -44,7 +44,7 @@ static const struct io_command *find(const char *name)
 static int run(const struct io_command *cmd, int argc, char **argv)
 {
 	if (!io.node && !cmd->needs_no_file) {
-		printf("no file open, try 'help open'\n");
+		fprintf(stderr, "no file open, try 'help open'\n");
 		return 1;
 	}
 	return command_run(&cmd->c, argc, argv);
