@@ -379,7 +379,8 @@ struct block_node *block_node_ref(struct block_node *n);
 /* Drops a reference; the last one drains, flushes and closes (may yield). Returns the close error
  * of the last reference: data written may be lost then. NULL is fine. */
 int co_block_node_unref(struct block_node *n);
-/* Replaces the child in a role (taking the new reference, dropping the old); n is drained. */
+/* Replaces the child in a role (taking the new reference, dropping the old); n and every node above
+ * it that is in use are drained. */
 int co_block_set_child(struct block_node *n, enum block_role role, struct block_node *child);
 int co_block_reopen(struct block_node *n, const struct block_open_opts *o, struct error *err);
 /* Joins a name found in the image `base` with the folder of that image. Caller frees. */
@@ -427,6 +428,9 @@ int co_block_extent(struct block_node *n, uint64_t off, uint64_t len, struct blo
  * is a base, whose data those zeroes may hide. Adjacent extents of one kind are not merged. */
 int co_block_extent_chain(struct block_node *n, struct block_node *base, uint64_t off,
 	uint64_t len, struct block_extent *ret);
+/* Reads what n's backing chain shows, zeroes beyond its end: what a format does where it has nothing
+ * of its own. Neither stack nor time grow with the length of the chain. */
+int co_block_read_backing(struct block_node *n, uint64_t off, struct iov_slice buf);
 struct block_node *block_backing(struct block_node *n); /* through filters; NULL: none */
 struct block_node *block_skip_filters(struct block_node *n);
 

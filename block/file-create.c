@@ -58,9 +58,9 @@ static void set_hints(int fd, const struct create_args *a)
 	}
 }
 
-static int co_fill_file(int fd, const char *name, const struct create_args *a, struct error *err)
+static int co_fill_file(int fd, const char *name, const struct create_args *a,
+	struct block_lock *lock, struct error *err)
 {
-	struct block_lock lock = {0};
 	struct stat st;
 	uint64_t size;
 	int r;
@@ -78,7 +78,7 @@ static int co_fill_file(int fd, const char *name, const struct create_args *a, s
 	}
 	if (!S_ISREG(st.st_mode))
 		return error_set(err, -EINVAL, "'%s' is neither a file nor a block device", name);
-	r = block_lock_set(fd, name, &lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+	r = block_lock_set(fd, name, lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
 		BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE, err);
 	if (r)
 		return r;
@@ -92,6 +92,7 @@ static int co_fill_file(int fd, const char *name, const struct create_args *a, s
 int co_file_create(const struct block_create *c, struct error *err)
 {
 	struct create_args a = {0};
+	struct block_lock lock = {0};
 	bool made = access(c->filename, F_OK) && errno == ENOENT;
 	int fd, r = parse_args(c->opts, &a, err);
 
@@ -103,7 +104,8 @@ int co_file_create(const struct block_create *c, struct error *err)
 	fd = open(c->filename, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
 	if (fd < 0)
 		return error_set_errno(err, -errno, "Could not create '%s'", c->filename);
-	r = co_fill_file(fd, c->filename, &a, err);
+	r = co_fill_file(fd, c->filename, &a, &lock, err);
+	block_lock_drop(fd, &lock);
 	if (close(fd) && !r)
 		r = error_set_errno(err, -errno, "Could not create '%s'", c->filename);
 	if (r && made)

@@ -262,8 +262,10 @@ static int co_file_open(struct block_node *n, struct conf *opts, struct error *e
 	s->locking = locking != LOCKING_OFF;
 	s->must_lock = locking == LOCKING_ON;
 	r = co_file_open_fd(n, path, err);
-	if (r)
+	if (r) {
+		block_lock_drop(s->fd, &s->lock);
 		close(s->fd);
+	}
 	return r;
 }
 
@@ -272,6 +274,7 @@ static int co_file_close(struct block_node *n)
 	struct file_state *s = n->priv;
 	int r = 0;
 
+	block_lock_drop(s->fd, &s->lock);
 	if (s->tail_fd >= 0)
 		close(s->tail_fd);
 	if (close(s->fd) && errno != EINTR)
@@ -295,7 +298,7 @@ static int co_file_reopen_fd(
 	if (fd < 0)
 		return error_set_errno(err, fd, "Could not reopen '%s'", n->filename);
 	/* Our own locks on the old description would stand against us. */
-	block_lock_set(old, n->filename, &s->lock, 0, BLOCK_PERM_ALL, NULL);
+	block_lock_drop(old, &s->lock);
 	s->fd = fd;
 	r = set_locks(n, o, err);
 	if (r) {

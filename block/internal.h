@@ -123,6 +123,8 @@ void block_dirty_note(struct block_node *n, uint64_t off, uint64_t len);
 
 enum block_werror { BLOCK_WERROR_REPORT, BLOCK_WERROR_STOP, BLOCK_WERROR_ENOSPC };
 
+struct block_chain;
+
 /* The public node with what only this room sees behind it. */
 struct node {
 	struct block_node pub; /* first */
@@ -130,6 +132,7 @@ struct node {
 	/* the backing file asked for by co_open, opened after it has returned */
 	char *backing_name, *backing_format;
 	bool backing_wanted;
+	struct block_chain *chain; /* atomic; what lies where below; see chain.c */
 	/* write-error policy; see werror.c */
 	enum block_werror werror;
 	struct spin werror_lock;
@@ -182,6 +185,12 @@ static inline bool align_fits(const struct block_node *n, const struct block_io 
 		(c->buf_align <= 1 || iov_aligned(io->buf, c->buf_align));
 }
 
+/* --- chain.c --- */
+
+void block_chain_free(struct block_chain *c); /* NULL is fine */
+/* A child, a mode or a size has changed: what is remembered about chains is void. */
+void block_graph_changed(void);
+
 /* --- io.c --- */
 
 /* A slice of len zero bytes, made of one shared page run; iov has room for ZERO_IOV entries. */
@@ -208,5 +217,8 @@ struct block_lock {
 };
 int block_lock_set(int fd, const char *name, struct block_lock *held, uint32_t perm,
 	uint32_t shared, struct error *err);
+/* Drops all of them at once. Closing the descriptor would do so only when nothing in the kernel holds
+ * the file any more, which a finished request of the ring may do for a moment. */
+void block_lock_drop(int fd, struct block_lock *held);
 
 #endif

@@ -534,6 +534,7 @@ int co_block_resize(struct block_node *n, const struct block_resize *r, struct e
 			__atomic_store_n(&n->size, r->size, __ATOMIC_RELEASE);
 		__atomic_fetch_add(&inflight_shard(n->inflight)->write_gen, 1, __ATOMIC_SEQ_CST);
 	}
+	block_graph_changed();
 	co_block_drain_end(n);
 	return ret;
 }

@@ -68,6 +68,18 @@ static void drop_bytes(int fd, off_t base, uint32_t have, uint32_t want)
 			set_byte(fd, base + i, F_UNLCK);
 }
 
+void block_lock_drop(int fd, struct block_lock *held)
+{
+	struct flock fl = {.l_type = F_UNLCK,
+		.l_whence = SEEK_SET,
+		.l_start = PERM_BASE,
+		.l_len = UNSHARED_BASE + PERM_COUNT - PERM_BASE};
+
+	if (held->perm || held->unshared)
+		fcntl(fd, F_OFD_SETLK, &fl);
+	*held = (struct block_lock){0};
+}
+
 /* --- who holds the file --- */
 
 static bool same_file(const char *path, const struct stat *st)

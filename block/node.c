@@ -76,6 +76,7 @@ static void node_free(struct node *x)
 	mem_free(x->pub.filename);
 	conf_free(x->pub.spec);
 	mem_free(x->pub.priv);
+	block_chain_free(x->chain);
 	mem_free(x->backing_name);
 	mem_free(x->backing_format);
 	mem_free(x);
@@ -246,6 +247,7 @@ int co_block_set_child(struct block_node *n, enum block_role role, struct block_
 	struct block_node *old = n->child[role];
 
 	n->child[role] = child;
+	block_graph_changed();
 	return co_block_node_unref(old);
 }
 
@@ -298,6 +300,7 @@ int co_block_reopen(struct block_node *n, const struct block_open_opts *want, st
 		if (!r)
 			r = co_reopen_file(n, o, err);
 	}
+	block_graph_changed();
 	co_block_drain_end(n);
 	return r;
 }

@@ -17,12 +17,12 @@ const struct block_trust block_trust_strict = {
 const struct block_trust block_trust_local = {
 	.names = BLOCK_NAMES_LOCAL,
 	.probe_raw = true,
-	.max_chain = 1000,
+	.max_chain = 200,
 };
 
 /* Images of one's own making: json: and protocol names inside images are followed too. */
 const struct block_trust block_trust_all = {
 	.names = BLOCK_NAMES_ALL,
 	.probe_raw = true,
-	.max_chain = 1000,
+	.max_chain = 200,
 };

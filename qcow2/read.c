@@ -21,12 +21,7 @@ static uint64_t backing_end(const struct q2_image *img)
 /* Reads from the backing file; zeroes where it ends. */
 static int read_backing(struct q2_image *img, uint64_t off, struct iov_slice buf)
 {
-	uint64_t end = backing_end(img), n = off < end ? MIN(end - off, (uint64_t)buf.len) : 0;
-
-	if (n < buf.len)
-		iov_fill(iov_cut(buf, n, buf.len - n), 0);
-	return n ? co_block_read(img->node->child[BLOCK_ROLE_BACKING], off, iov_cut(buf, 0, n), 0) :
-		   0;
+	return co_block_read_backing(img->node, off, buf);
 }
 
 int co_q2_read_range(struct q2_image *img, uint64_t off, struct iov_slice buf)

@@ -80,7 +80,6 @@ static inline int co_layer_extent(
 
 static inline int co_layer_read(struct block_node *n, struct block_io *io)
 {
-	struct block_node *b = n->child[BLOCK_ROLE_BACKING];
 	char buf[512];
 	bool allocated;
 
@@ -90,16 +89,12 @@ static inline int co_layer_read(struct block_node *n, struct block_io *io)
 
 		if (r)
 			return r;
-		if (!allocated) {
-			memset(buf, 0, 512);
-			if (b && off < block_size(b)) {
-				r = co_block_pread(
-					b, off, buf, MIN((uint64_t)512, block_size(b) - off));
-				if (r)
-					return r;
-			}
-		}
-		iov_copy_to(iov_cut(io->buf, done, 512), buf);
+		if (allocated)
+			iov_copy_to(iov_cut(io->buf, done, 512), buf);
+		else
+			r = co_block_read_backing(n, off, iov_cut(io->buf, done, 512));
+		if (r)
+			return r;
 	}
 	return 0;
 }
