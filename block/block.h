@@ -412,6 +412,11 @@ int co_block_actual_size(struct block_node *n, uint64_t *ret);
 /* What has gone through the node since it was opened; any thread. */
 void block_node_stats(struct block_node *n, struct block_stats *ret);
 
+/* --- werror.c: writes parked by werror=stop and werror=enospc --- */
+/* Lets them go on: tried again, or, with report, ended by their error like all later ones. */
+void block_werror_resume(struct block_node *n, bool report);
+uint32_t block_werror_parked(struct block_node *n); /* how many are parked */
+
 /* --- align.c: unaligned requests to aligned ones; bounce buffers --- */
 void *block_buffer_alloc(const struct block_node *n, size_t len); /* aligned for n; mem_free() */
 
@@ -428,8 +433,8 @@ int co_block_extent(struct block_node *n, uint64_t off, uint64_t len, struct blo
  * is a base, whose data those zeroes may hide. Adjacent extents of one kind are not merged. */
 int co_block_extent_chain(struct block_node *n, struct block_node *base, uint64_t off,
 	uint64_t len, struct block_extent *ret);
-/* Reads what n's backing chain shows, zeroes beyond its end: what a format does where it has nothing
- * of its own. Neither stack nor time grow with the length of the chain. */
+/* Reads what n's backing chain shows, zeroes beyond its end: what a format does where it has
+ * nothing of its own. Neither stack nor time grow with the length of the chain. */
 int co_block_read_backing(struct block_node *n, uint64_t off, struct iov_slice buf);
 struct block_node *block_backing(struct block_node *n); /* through filters; NULL: none */
 struct block_node *block_skip_filters(struct block_node *n);

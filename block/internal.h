@@ -84,6 +84,19 @@ static inline void co_inflight_begin_read(struct block_inflight *f)
 		co_inflight_wait_read(f);
 }
 
+/* As co_inflight_begin_read(), or false when that would wait. */
+static inline bool inflight_try_read(struct block_inflight *f)
+{
+	struct inflight_shard *s = inflight_shard(f);
+
+	__atomic_fetch_add(&s->reads, 1, __ATOMIC_SEQ_CST);
+	if (likely(__atomic_load_n(&f->gate, __ATOMIC_SEQ_CST) < INFLIGHT_DRAIN))
+		return true;
+	__atomic_fetch_sub(&s->reads, 1, __ATOMIC_SEQ_CST);
+	inflight_wake(f);
+	return false;
+}
+
 static inline void inflight_end_read(struct block_inflight *f)
 {
 	__atomic_fetch_sub(&inflight_shard(f)->reads, 1, __ATOMIC_SEQ_CST);
@@ -204,10 +217,6 @@ void block_grow(struct block_node *n, uint64_t end);
 
 /* After a failed write: true when it is to be tried again. */
 bool co_werror_again(struct block_node *n, int r);
-/* Lets parked requests go on: tried again, or with report ended by their error. */
-void block_werror_resume(struct block_node *n, bool report);
-uint32_t block_werror_parked(struct block_node *n);
-
 /* --- lock.c --- */
 
 /* Takes the image locks of `perm` held and `shared` allowed on an open descriptor, replacing those
@@ -217,8 +226,8 @@ struct block_lock {
 };
 int block_lock_set(int fd, const char *name, struct block_lock *held, uint32_t perm,
 	uint32_t shared, struct error *err);
-/* Drops all of them at once. Closing the descriptor would do so only when nothing in the kernel holds
- * the file any more, which a finished request of the ring may do for a moment. */
+/* Drops all of them at once. Closing the descriptor would do so only when nothing in the kernel
+ * holds the file any more, which a finished request of the ring may do for a moment. */
 void block_lock_drop(int fd, struct block_lock *held);
 
 #endif

@@ -464,8 +464,15 @@ static int co_copy_counted(struct block_node *src, uint64_t src_off, struct bloc
 	struct block_tracked t;
 	int r;
 
-	co_inflight_begin_read(src->inflight);
-	co_inflight_begin_write(dst->inflight, &t, dst_off, len);
+	/* Waiting for one node while being counted in the other would hold up who drains both. */
+	for (;;) {
+		co_inflight_begin_write(dst->inflight, &t, dst_off, len);
+		if (likely(inflight_try_read(src->inflight)))
+			break;
+		inflight_end_write(dst->inflight, &t);
+		co_inflight_begin_read(src->inflight);
+		inflight_end_read(src->inflight);
+	}
 	r = range_inside(src_off, len, load_relaxed(&src->size)) ? 0 : -EIO;
 	if (!r)
 		r = check_change(dst, dst_off, len);

@@ -180,6 +180,68 @@ CO_TEST(test_nested_serialize)
 	co_block_node_unref(node);
 }
 
+/* --- copying while both ends are drained ---------------------------------------------------- */
+
+static struct block_node *src, *dst;
+static unsigned copies;
+
+static void co_copier(void *arg)
+{
+	int r;
+
+	for (int i = 0; i < 50; i++) {
+		r = co_block_copy_range(src, 0, dst, 0, 4096);
+		check(!r || r == -ENOTSUP);
+		co_pause();
+	}
+	copies++;
+}
+
+static void co_both_drained(void)
+{
+	char text[256];
+
+	for (int i = 0; i < 2; i++) {
+		FILE *file = fopen(test_path(i ? "dst" : "src"), "w");
+
+		check(file && !ftruncate(fileno(file), 65536) && !fclose(file));
+		snprintf(text, sizeof(text), "driver=file,filename=%s",
+			test_path(i ? "dst" : "src"));
+		*(i ? &dst : &src) = must_open(text, BLOCK_OPEN_RDWR);
+	}
+	copies = 0;
+	for (int i = 0; i < 4; i++)
+		check_int(co_start(co_copier, NULL), 0);
+	while (copies < 4) {
+		struct block_node *first = rand() % 2 ? src : dst;
+
+		co_block_drain_begin(first);
+		co_pause();
+		co_block_drain_begin(first == src ? dst : src);
+		co_pause();
+		co_block_drain_end(src);
+		co_block_drain_end(dst);
+		co_pause();
+	}
+	co_block_node_unref(src);
+	co_block_node_unref(dst);
+}
+
+/* Hangs when a copy waits for one node while it is counted in the other. */
+static void test_copy_and_drain(void **state)
+{
+	for (uint64_t seed = 1; seed <= 10; seed++) {
+		struct ring_opts o = {.kind = RING_SIM, .seed = seed};
+		void (*fn)(void) = co_both_drained;
+		struct error err = ERROR_INIT;
+		struct ring *ring;
+
+		assert_int_equal(ring_new(&o, &ring, &err), 0);
+		assert_int_equal(co_run(test_in_co, &fn), 0);
+		ring_free(ring);
+	}
+}
+
 /* --- many threads -------------------------------------------------------------------------- */
 
 #define THREADS 4
@@ -288,6 +350,7 @@ CO_TEST(test_threads)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_copy_and_drain),
 		cmocka_unit_test(test_serialize),
 		cmocka_unit_test(test_drain),
 		cmocka_unit_test(test_nested_serialize),
