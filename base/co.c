@@ -270,6 +270,15 @@ static void stack_free(struct co *co)
 	munmap(map, size);
 }
 
+bool co_on_valgrind(void)
+{
+#ifdef RUNNING_ON_VALGRIND
+	return RUNNING_ON_VALGRIND;
+#else
+	return false;
+#endif
+}
+
 static struct co *pool_get(void)
 {
 	struct co *co = co_thread.pool;

@@ -74,6 +74,9 @@ static int ring_new_default(const struct ring_opts *opts, struct ring **ret, str
 	if (aio && *aio)
 		return error_set(err, -EINVAL,
 			"DROVER_AIO is '%s'; set it to io_uring or threads, or unset it", aio);
+	/* It runs one thread at a time and does not know that io_uring_enter() waits for others. */
+	if (co_on_valgrind())
+		return ring_threads_new(opts, ret, err);
 	r = ring_uring_new(opts, ret, &refused);
 	/* Out of descriptors or memory, the threads engine would not get far either. */
 	if (!r || r == -EMFILE || r == -ENFILE) {

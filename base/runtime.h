@@ -51,6 +51,7 @@ extern __thread struct co_thread co_thread __attribute__((tls_model("initial-exe
 void co_resume(struct co *co);
 /* Gives the calling thread's pooled stacks back to the system. */
 void co_pool_free(void);
+bool co_on_valgrind(void);
 
 /* --- worker.c --- */
 
