@@ -13,7 +13,7 @@
  * goes back to the caller. So control on a thread is always a chain main -> co -> co, whose last
  * member runs.
  *
- * An ended coroutine stays parked in the loop of co_entry() and goes to the thread's pool, from
+ * An ended coroutine stays parked in the loop of ctx_main() and goes to the thread's pool, from
  * which the next start takes it without touching the stack's contents; TSan's and ASan's idea of
  * the stack stays true because frames are neither left nor entered behind their backs.
  *
@@ -64,19 +64,19 @@
 __thread struct co_thread co_thread;
 
 /* Stores the running context's stack pointer in *save and continues the one at `sp`. */
-void co_ctx_switch(void **save, void *sp);
-/* Where a new stack begins: calls co_entry() with the struct co found in a saved register. */
-void co_ctx_start(void);
-void co_ctx_entry(struct co *co);
+void ctx_jump(void **save, void *sp);
+/* Where a new stack begins: calls ctx_main() with the struct co found in a saved register. */
+void ctx_begin(void);
+void ctx_main(struct co *co);
 
 /* Leaves by a jump, not a return: the return-address predictor would always be wrong. */
 #if defined(__x86_64__)
 __asm__(".text\n"
 	".p2align 4\n"
-	".globl co_ctx_switch\n"
-	".hidden co_ctx_switch\n"
-	".type co_ctx_switch, @function\n"
-	"co_ctx_switch:\n"
+	".globl ctx_jump\n"
+	".hidden ctx_jump\n"
+	".type ctx_jump, @function\n"
+	"ctx_jump:\n"
 	"	pushq %rbp\n"
 	"	pushq %rbx\n"
 	"	pushq %r12\n"
@@ -93,26 +93,26 @@ __asm__(".text\n"
 	"	popq %rbp\n"
 	"	popq %rcx\n"
 	"	jmpq *%rcx\n"
-	".size co_ctx_switch, . - co_ctx_switch\n"
+	".size ctx_jump, . - ctx_jump\n"
 	".p2align 4\n"
-	".globl co_ctx_start\n"
-	".hidden co_ctx_start\n"
-	".type co_ctx_start, @function\n"
-	"co_ctx_start:\n"
+	".globl ctx_begin\n"
+	".hidden ctx_begin\n"
+	".type ctx_begin, @function\n"
+	"ctx_begin:\n"
 	"	.cfi_startproc\n"
 	"	.cfi_undefined rip\n"
 	"	movq %r12, %rdi\n"
-	"	call co_ctx_entry\n"
+	"	call ctx_main\n"
 	"	ud2\n"
 	"	.cfi_endproc\n"
-	".size co_ctx_start, . - co_ctx_start\n");
+	".size ctx_begin, . - ctx_begin\n");
 
 static void *ctx_prepare(void *top, struct co *co)
 {
 	void **sp = top;
 
-	sp -= 2; /* aligned to 16 at the call in co_ctx_start; zeros end stack walks */
-	*--sp = (void *)co_ctx_start;
+	sp -= 2; /* aligned to 16 at the call in ctx_begin; zeros end stack walks */
+	*--sp = (void *)ctx_begin;
 	*--sp = NULL; /* rbp: ends frame-pointer walks */
 	*--sp = NULL; /* rbx */
 	*--sp = co;   /* r12 */
@@ -124,10 +124,10 @@ static void *ctx_prepare(void *top, struct co *co)
 #elif defined(__aarch64__)
 __asm__(".text\n"
 	".p2align 4\n"
-	".globl co_ctx_switch\n"
-	".hidden co_ctx_switch\n"
-	".type co_ctx_switch, %function\n"
-	"co_ctx_switch:\n"
+	".globl ctx_jump\n"
+	".hidden ctx_jump\n"
+	".type ctx_jump, %function\n"
+	"ctx_jump:\n"
 	"	sub sp, sp, #160\n"
 	"	stp x19, x20, [sp, #0]\n"
 	"	stp x21, x22, [sp, #16]\n"
@@ -154,27 +154,27 @@ __asm__(".text\n"
 	"	ldp d14, d15, [sp, #144]\n"
 	"	add sp, sp, #160\n"
 	"	br x30\n"
-	".size co_ctx_switch, . - co_ctx_switch\n"
+	".size ctx_jump, . - ctx_jump\n"
 	".p2align 4\n"
-	".globl co_ctx_start\n"
-	".hidden co_ctx_start\n"
-	".type co_ctx_start, %function\n"
-	"co_ctx_start:\n"
+	".globl ctx_begin\n"
+	".hidden ctx_begin\n"
+	".type ctx_begin, %function\n"
+	"ctx_begin:\n"
 	"	.cfi_startproc\n"
 	"	.cfi_undefined x30\n"
 	"	mov x0, x19\n"
-	"	bl co_ctx_entry\n"
+	"	bl ctx_main\n"
 	"	brk #1\n"
 	"	.cfi_endproc\n"
-	".size co_ctx_start, . - co_ctx_start\n");
+	".size ctx_begin, . - ctx_begin\n");
 
 static void *ctx_prepare(void *top, struct co *co)
 {
 	void **sp = (void **)((char *)top - 160);
 
 	memset(sp, 0, 160);
-	sp[0] = co;                    /* x19 */
-	sp[11] = (void *)co_ctx_start; /* x30 */
+	sp[0] = co;                 /* x19 */
+	sp[11] = (void *)ctx_begin; /* x30 */
 	return sp;
 }
 #else
@@ -202,7 +202,7 @@ static inline void ctx_switch(struct co_ctx *from, struct co_ctx *to, bool ends 
 #ifdef CO_TSAN
 	__tsan_switch_to_fiber(to->fiber, 0);
 #endif
-	co_ctx_switch(&from->sp, to->sp);
+	ctx_jump(&from->sp, to->sp);
 	ctx_arrived(from);
 }
 
@@ -211,7 +211,7 @@ static inline struct co_ctx *ctx_of(struct co *co)
 	return co ? &co->ctx : &co_thread.main;
 }
 
-void co_ctx_entry(struct co *co)
+void ctx_main(struct co *co)
 {
 	ctx_arrived(&co->ctx);
 	for (;;) {
@@ -270,7 +270,7 @@ static void stack_free(struct co *co)
 	munmap(map, size);
 }
 
-bool co_on_valgrind(void)
+bool runtime_on_valgrind(void)
 {
 #ifdef RUNNING_ON_VALGRIND
 	return RUNNING_ON_VALGRIND;
@@ -301,7 +301,7 @@ static void pool_put(struct co *co)
 	co_thread.pooled++;
 }
 
-void co_pool_free(void)
+void runtime_free_stacks(void)
 {
 	struct co *co;
 
@@ -312,7 +312,7 @@ void co_pool_free(void)
 	co_thread.pooled = 0;
 }
 
-void co_resume(struct co *co)
+void runtime_resume(struct co *co)
 {
 	struct co *caller = co_thread.cur;
 
@@ -349,7 +349,7 @@ int co_start(co_fn *fn, void *arg)
 	co->op = NULL;
 	co->ended = false;
 	ring->coroutines++;
-	co_resume(co);
+	runtime_resume(co);
 	if (unlikely(ring->fd_exposed) && !ring->turning && !co_thread.cur)
 		ring_note_work(ring);
 	return 0;

@@ -14,7 +14,7 @@
 struct iov_slice {
 	const struct iovec *iov; /* borrowed */
 	uint32_t niov;           /* entries from iov that the window may touch */
-	size_t skip;             /* bytes of iov[0..] before the window; may exceed iov[0].iov_len */
+	size_t skip;             /* bytes of iov[0..] before the window; may exceed the first */
 	size_t len;              /* bytes in the window */
 };
 

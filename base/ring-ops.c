@@ -82,7 +82,7 @@ int64_t ring_op_call(const struct ring_op *op)
 	return r < 0 ? -errno : r;
 }
 
-static void op_once(struct ring *ring, struct ring_op *op)
+static void co_op_once(struct ring *ring, struct ring_op *op)
 {
 	op->co->op = op;
 	if (!ring->engine->start(ring, op))
@@ -91,7 +91,7 @@ static void op_once(struct ring *ring, struct ring_op *op)
 }
 
 /* After EAGAIN: others run first, and a descriptor in non-blocking mode is waited for. */
-static void op_await(struct ring *ring, struct ring_op *op)
+static void co_op_await(struct ring *ring, struct ring_op *op)
 {
 	bool rd = op->code == RING_OP_READ;
 	struct ring_op wait = {
@@ -100,13 +100,13 @@ static void op_await(struct ring *ring, struct ring_op *op)
 	co_pause();
 	if (!rd && op->code != RING_OP_WRITE)
 		return;
-	op_once(ring, &wait);
+	co_op_once(ring, &wait);
 	op->cancelled |= wait.cancelled;
 }
 
 /* Runs one operation to its end. EINTR, EAGAIN and an ECANCELED that nobody asked for start it
  * again: nothing has been transferred then. */
-static int64_t op_run(struct ring_op *op)
+static int64_t co_op_run(struct ring_op *op)
 {
 	struct co *co = co_self();
 	struct ring *ring;
@@ -116,7 +116,7 @@ static int64_t op_run(struct ring_op *op)
 	op->co = co;
 	ring->inline_calls = 0;
 	for (;;) {
-		op_once(ring, op);
+		co_op_once(ring, op);
 		if (op->res == -ECANCELED && op->cancelled)
 			return -ECANCELED;
 		if (likely(op->res != -EINTR && op->res != -EAGAIN && op->res != -ECANCELED))
@@ -125,7 +125,7 @@ static int64_t op_run(struct ring_op *op)
 		if (op->res == -EAGAIN && (op->flags & RWF_NOWAIT) && op->code <= RING_OP_WRITE)
 			return op->res;
 		if (op->res == -EAGAIN)
-			op_await(ring, op);
+			co_op_await(ring, op);
 		if (op->cancelled)
 			return -ECANCELED;
 	}
@@ -154,10 +154,10 @@ static int call_on_worker(void *arg)
 	return 0;
 }
 
-static int64_t op_offload(struct ring_op *op)
+static int64_t co_op_offload(struct ring_op *op)
 {
 	if (co_self()->ring->kind != RING_IO_URING)
-		return op_run(op);
+		return co_op_run(op);
 	co_offload_blocking(call_on_worker, op);
 	return op->res;
 }
@@ -171,7 +171,7 @@ static bool hint_inline(const struct ring *ring, enum io_hint hint)
 }
 
 /* Inline calls do not yield by themselves. */
-static void inline_fairness(struct ring *ring)
+static void co_inline_fairness(struct ring *ring)
 {
 	if (++ring->inline_calls < INLINE_MAX)
 		return;
@@ -191,7 +191,7 @@ static ssize_t op_inline(struct ring_op *op, int extra_flags)
 	return r;
 }
 
-static ssize_t op_rw(struct ring_op *op, enum io_hint hint)
+static ssize_t co_op_rw(struct ring_op *op, enum io_hint hint)
 {
 	struct ring *ring = co_self()->ring;
 	ssize_t r;
@@ -202,11 +202,11 @@ static ssize_t op_rw(struct ring_op *op, enum io_hint hint)
 	if (hint_inline(ring, hint)) {
 		r = op_inline(op, hint == IO_NOWAIT_FIRST ? RWF_NOWAIT : 0);
 		if (r >= 0 || (r != -EAGAIN && r != -EOPNOTSUPP)) {
-			inline_fairness(ring);
+			co_inline_fairness(ring);
 			return r;
 		}
 	}
-	return op_run(op);
+	return co_op_run(op);
 }
 
 ssize_t co_preadv_hint(
@@ -215,7 +215,7 @@ ssize_t co_preadv_hint(
 	struct ring_op op = {
 		.code = RING_OP_READ, .fd = fd, .iov = iov, .niov = niov, .off = off, .flags = rwf};
 
-	return op_rw(&op, hint);
+	return co_op_rw(&op, hint);
 }
 
 ssize_t co_pwritev_hint(
@@ -228,7 +228,7 @@ ssize_t co_pwritev_hint(
 		.off = off,
 		.flags = rwf};
 
-	return op_rw(&op, hint);
+	return co_op_rw(&op, hint);
 }
 
 ssize_t co_preadv(int fd, const struct iovec *iov, unsigned niov, uint64_t off, int rwf)
@@ -246,7 +246,7 @@ ssize_t co_pwritev(int fd, const struct iovec *iov, unsigned niov, uint64_t off,
 
 /* Transfers from `done` on until the window is full, the file gives or takes no more, or an
  * error. Returns the bytes transferred or the error. */
-static ssize_t rw_full(
+static ssize_t co_rw_full(
 	uint8_t code, int fd, struct iov_slice buf, uint64_t off, int rwf, enum io_hint hint)
 {
 	struct iovec iov[STACK_IOV];
@@ -262,7 +262,7 @@ static ssize_t rw_full(
 		ssize_t r;
 
 		op.niov = iov_export(rest, iov, STACK_IOV, &covered);
-		r = op_rw(&op, hint);
+		r = co_op_rw(&op, hint);
 		if (r < 0)
 			return r;
 		if (!r)
@@ -277,12 +277,12 @@ static ssize_t rw_full(
 
 ssize_t co_read_full_hint(int fd, struct iov_slice buf, uint64_t off, int rwf, enum io_hint hint)
 {
-	return rw_full(RING_OP_READ, fd, buf, off, rwf, hint);
+	return co_rw_full(RING_OP_READ, fd, buf, off, rwf, hint);
 }
 
 int co_write_full_hint(int fd, struct iov_slice buf, uint64_t off, int rwf, enum io_hint hint)
 {
-	ssize_t r = rw_full(RING_OP_WRITE, fd, buf, off, rwf, hint);
+	ssize_t r = co_rw_full(RING_OP_WRITE, fd, buf, off, rwf, hint);
 
 	if (r < 0)
 		return (int)r;
@@ -305,7 +305,7 @@ int co_fsync(int fd, bool data_only)
 {
 	struct ring_op op = {.code = RING_OP_FSYNC, .fd = fd, .flags = data_only};
 
-	return (int)op_run(&op);
+	return (int)co_op_run(&op);
 }
 
 int co_fallocate(int fd, int mode, uint64_t off, uint64_t len)
@@ -315,7 +315,7 @@ int co_fallocate(int fd, int mode, uint64_t off, uint64_t len)
 
 	if (!range_inside(off, len, INT64_MAX))
 		return -EFBIG;
-	return (int)op_run(&op);
+	return (int)co_op_run(&op);
 }
 
 int co_ftruncate(int fd, uint64_t len)
@@ -324,7 +324,7 @@ int co_ftruncate(int fd, uint64_t len)
 
 	if (len > INT64_MAX)
 		return -EFBIG;
-	return (int)op_offload(&op);
+	return (int)co_op_offload(&op);
 }
 
 ssize_t co_copy_file_range(int in, uint64_t in_off, int out, uint64_t out_off, size_t len)
@@ -338,14 +338,14 @@ ssize_t co_copy_file_range(int in, uint64_t in_off, int out, uint64_t out_off, s
 
 	if (!range_inside(in_off, op.len, INT64_MAX) || !range_inside(out_off, op.len, INT64_MAX))
 		return -EINVAL;
-	return op_offload(&op);
+	return co_op_offload(&op);
 }
 
 int co_poll(int fd, unsigned events)
 {
 	struct ring_op op = {.code = RING_OP_POLL, .fd = fd, .flags = (int)events};
 
-	return (int)op_run(&op);
+	return (int)co_op_run(&op);
 }
 
 int co_sleep(uint64_t ns)
@@ -354,5 +354,5 @@ int co_sleep(uint64_t ns)
 
 	if (__builtin_add_overflow(ring_clock(co_self()->ring), ns, &op.off) || op.off > INT64_MAX)
 		op.off = INT64_MAX;
-	return (int)op_run(&op);
+	return (int)co_op_run(&op);
 }

@@ -58,7 +58,7 @@ static struct uring *uring_of(struct ring *ring)
 
 static void uring_reap(struct uring *u);
 
-/* An entry, or NULL when the kernel does not take more for now. */
+/* An entry, or NULL when the kernel takes no more before completions are collected. */
 static struct io_uring_sqe *uring_entry(struct uring *u)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&u->u);

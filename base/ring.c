@@ -75,7 +75,7 @@ static int ring_new_default(const struct ring_opts *opts, struct ring **ret, str
 		return error_set(err, -EINVAL,
 			"DROVER_AIO is '%s'; set it to io_uring or threads, or unset it", aio);
 	/* It runs one thread at a time and does not know that io_uring_enter() waits for others. */
-	if (co_on_valgrind())
+	if (runtime_on_valgrind())
 		return ring_threads_new(opts, ret, err);
 	r = ring_uring_new(opts, ret, &refused);
 	/* Out of descriptors or memory, the threads engine would not get far either. */
@@ -133,7 +133,7 @@ void ring_free(struct ring *ring)
 	co_thread.ring = NULL;
 	if (ring_key_valid)
 		pthread_setspecific(ring_key, NULL);
-	co_pool_free();
+	runtime_free_stacks();
 }
 
 struct ring *ring_self(void)
@@ -272,7 +272,7 @@ static int ring_run_ready(struct ring *ring)
 	unsigned n = 0;
 
 	while (n < RING_RUN_MAX && !list_empty(&ring->ready)) {
-		co_resume(ring_pick(ring));
+		runtime_resume(ring_pick(ring));
 		n++;
 	}
 	return (int)n;
@@ -295,7 +295,7 @@ static int turn(struct ring *ring, int64_t timeout_ns)
 	return r;
 }
 
-/* After the last turn for now: submits what is prepared; from here on other threads must signal
+/* When no turn follows at once: submits what is prepared; from here on other threads must signal
  * the descriptor that somebody else's loop polls. */
 static void turns_over(struct ring *ring)
 {

@@ -48,10 +48,10 @@ struct co_thread {
 extern __thread struct co_thread co_thread __attribute__((tls_model("initial-exec")));
 
 /* Runs `co` until it yields or ends. */
-void co_resume(struct co *co);
+void runtime_resume(struct co *co);
 /* Gives the calling thread's pooled stacks back to the system. */
-void co_pool_free(void);
-bool co_on_valgrind(void);
+void runtime_free_stacks(void);
+bool runtime_on_valgrind(void);
 
 /* --- worker.c --- */
 

@@ -75,7 +75,7 @@ static struct co *queue_pop(struct co_queue *q)
 	return w->co;
 }
 
-static void queue_wait(struct co_queue *q, struct co_waiter *w, struct spin *lock)
+static void co_wait_in(struct co_queue *q, struct co_waiter *w, struct spin *lock)
 {
 	queue_add(q, w);
 	spin_unlock(lock);
@@ -86,7 +86,7 @@ void co_queue_wait(struct co_queue *q, struct spin *lock)
 {
 	struct co_waiter w = {0};
 
-	queue_wait(q, &w, lock);
+	co_wait_in(q, &w, lock);
 }
 
 bool co_queue_wake_one(struct co_queue *q)
@@ -111,7 +111,7 @@ void co_mutex_lock(struct co_mutex *m)
 
 	spin_lock(&m->lock);
 	if (m->held) {
-		queue_wait(&m->waiters, &w, &m->lock); /* keeps L1 */
+		co_wait_in(&m->waiters, &w, &m->lock); /* keeps L1 */
 		return;
 	}
 	m->held = true;
@@ -161,7 +161,7 @@ void co_rwlock_rdlock(struct co_rwlock *l)
 
 	spin_lock(&l->lock);
 	if (l->writer || l->waiters.head) {
-		queue_wait(&l->waiters, &w, &l->lock);
+		co_wait_in(&l->waiters, &w, &l->lock);
 		return;
 	}
 	l->readers++;
@@ -174,7 +174,7 @@ void co_rwlock_wrlock(struct co_rwlock *l)
 
 	spin_lock(&l->lock);
 	if (l->writer || l->readers) {
-		queue_wait(&l->waiters, &w, &l->lock);
+		co_wait_in(&l->waiters, &w, &l->lock);
 		return;
 	}
 	l->writer = true;

@@ -226,7 +226,7 @@ static void offload_run(struct worker_task *task)
 	co_wake(o->co);
 }
 
-static int offload(enum worker_kind kind, int (*fn)(void *arg), void *arg)
+static int co_offload_to(enum worker_kind kind, int (*fn)(void *arg), void *arg)
 {
 	struct co *co = co_self();
 	struct offload o = {.task.run = offload_run, .fn = fn, .arg = arg, .co = co};
@@ -248,10 +248,10 @@ static int offload(enum worker_kind kind, int (*fn)(void *arg), void *arg)
 
 int co_offload(int (*fn)(void *arg), void *arg)
 {
-	return offload(WORKER_CPU, fn, arg);
+	return co_offload_to(WORKER_CPU, fn, arg);
 }
 
 int co_offload_blocking(int (*fn)(void *arg), void *arg)
 {
-	return offload(WORKER_BLOCKING, fn, arg);
+	return co_offload_to(WORKER_BLOCKING, fn, arg);
 }
