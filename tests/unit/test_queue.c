@@ -213,6 +213,7 @@ static void test_poll(void **state attr_unused)
 	int ep = epoll_create1(0), fd = drover_queue_fd(q);
 	struct epoll_event ev = {.events = EPOLLIN};
 	struct drover_result r[32];
+	unsigned quiet = 0;
 	char buf[32][4096];
 
 	assert_true(fd >= 0);
@@ -243,9 +244,12 @@ static void test_poll(void **state attr_unused)
 			got += (unsigned)k;
 		}
 	}
-	for (unsigned i = 0; i < 3; i++)
+	/* An event for nothing may be on its way, but it does not come back for ever. */
+	for (unsigned i = 0; wait_event(ep, 20) && i < 100; i++) {
 		drover_queue_reap(q, r, 0, 32, 0);
-	assert_int_equal(wait_event(ep, 20), 0);
+		quiet = i;
+	}
+	assert_true(quiet < 10);
 	close(ep);
 	drover_queue_free(q);
 }
