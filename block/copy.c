@@ -132,7 +132,10 @@ static int co_read_unit(struct copy_state *st, struct copy_worker *w)
 int co_copy_write(struct copy_state *st, uint64_t off, const void *buf, uint64_t len)
 {
 	uint64_t to = copy_target_off(st, off);
-	int r = co_block_pwrite(st->c->dst, to, buf, len);
+	bool fresh = st->c->dst_is_zero && !st->c->dst_has_backing;
+	struct iovec iov;
+	int r = co_block_write(st->c->dst, to, iov_buf(&iov, (void *)buf, len),
+		fresh ? BLOCK_IO_FRESH : 0);
 
 	if (r < 0)
 		return copy_fail(st, r, st->c->dst, to);

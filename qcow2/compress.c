@@ -298,7 +298,8 @@ static int co_write_run(struct q2_image *img, const struct block_packed *items, 
 		iov[niov++].iov_len = PACK_ALIGN - (len & (PACK_ALIGN - 1));
 		len = align_up(len, PACK_ALIGN);
 	}
-	return co_block_write(img->file, off, (struct iov_slice){iov, niov, 0, len}, 0);
+	return co_block_write(
+		img->file, off, (struct iov_slice){iov, niov, 0, len}, BLOCK_IO_FRESH);
 }
 
 /* Compressed items first, then plain ones: each kind lies in runs of its own. */

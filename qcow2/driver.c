@@ -216,7 +216,7 @@ static void caps_fill(struct q2_image *img)
 	n->caps.zero_align = 1;
 	n->caps.discard_align = (uint32_t)img->cluster_size;
 	n->caps.cluster = img->cluster_size;
-	n->caps.write_flags = BLOCK_IO_COMPRESSED | BLOCK_IO_UNCHANGED;
+	n->caps.write_flags = BLOCK_IO_COMPRESSED | BLOCK_IO_UNCHANGED | BLOCK_IO_FRESH;
 	n->caps.zero_flags = BLOCK_IO_UNMAP | BLOCK_IO_NO_FALLBACK;
 	n->caps.can_backing = true;
 	n->caps.zero_init = !img->h.backing_name;

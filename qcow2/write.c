@@ -35,6 +35,7 @@ struct plan {
 	enum action action;
 	uint64_t host; /* of the first cluster */
 	bool fresh;    /* the file reads as zeroes there */
+	uint32_t hint; /* BLOCK_IO_FRESH, when the writer gave it */
 	uint64_t from, to; /* guest range that becomes valid in the clusters: includes [off, +len) */
 	struct q2_l2_entry e[Q2_L2_RUN]; /* old entries, then new ones */
 	uint64_t old[Q2_L2_RUN];	 /* entries to be dereferenced */
@@ -254,7 +255,7 @@ static int plan_write(struct plan *p, struct iov_slice buf)
 	if (r == 0)
 		r = edge_read(p, &tail);
 	if (r == 0)
-		r = data_write(p, &head, &tail, buf, 0);
+		r = data_write(p, &head, &tail, buf, p->fresh ? p->hint : 0);
 	mem_free(head.data);
 	mem_free(tail.data);
 	return r;
@@ -360,6 +361,7 @@ static int write_alloc(
 	p->len = buf.len;
 	p->start = align_down(off, img->cluster_size);
 	p->fresh = false;
+	p->hint = flags & BLOCK_IO_FRESH;
 	n = div_up(off + buf.len - p->start, img->cluster_size);
 	plan_cut(p, MIN(n, q2_l2_run_max(img, off)));
 	co_q2_alloc_enter(img, &range, off, p->len);
