@@ -16,6 +16,10 @@
 
 struct chunk {
 	uint32_t refs; /* atomic */
+	/* Of the data, 0 for zero bytes only; kept, so that a copy of a content is hashed as fast
+	 * as it differs. Valid when hashed is set (atomic: chunks are shared between threads). */
+	bool hashed;
+	uint64_t hash;
 	char data[CHUNK];
 };
 
@@ -142,6 +146,7 @@ static int own_chunk(struct mem_content *c, uint64_t off, struct chunk **ret)
 		if (!fresh)
 			return -ENOMEM;
 		fresh->refs = 1;
+		fresh->hashed = false;
 		if (k)
 			memcpy(fresh->data, k->data, CHUNK);
 		else
@@ -149,6 +154,7 @@ static int own_chunk(struct mem_content *c, uint64_t off, struct chunk **ret)
 		chunk_put(k);
 		*slot = k = fresh;
 	}
+	k->hashed = false;
 	*ret = k;
 	return 0;
 }
@@ -209,21 +215,38 @@ int mem_content_resize(struct mem_content *c, uint64_t size)
 	return r;
 }
 
+#define HASH_LANES 4
+
+static uint64_t chunk_hash(struct chunk *k)
+{
+	uint64_t lane[HASH_LANES] = {0}, x = 0;
+
+	if (__atomic_load_n(&k->hashed, __ATOMIC_ACQUIRE))
+		return load_relaxed(&k->hash);
+	for (size_t j = 0; j < CHUNK; j += 8 * HASH_LANES) {
+		for (size_t l = 0; l < HASH_LANES; l++) {
+			uint64_t w;
+
+			memcpy(&w, k->data + j + 8 * l, 8);
+			lane[l] = (lane[l] ^ w) * 0xff51afd7ed558ccdULL;
+			lane[l] ^= lane[l] >> 32;
+		}
+	}
+	for (size_t l = 0; l < HASH_LANES; l++)
+		x = (x ^ lane[l]) * 0x9fb21c651e98df25ULL, x ^= x >> 29;
+	store_relaxed(&k->hash, x);
+	__atomic_store_n(&k->hashed, true, __ATOMIC_RELEASE);
+	return x;
+}
+
 uint64_t mem_content_hash(const struct mem_content *c)
 {
 	uint64_t h = 0x9e3779b97f4a7c15ULL ^ c->size;
 
 	for (uint64_t i = 0, n = div_up(c->size, CHUNK); i < n; i++) {
-		uint64_t x = 0, w;
+		uint64_t x = c->chunks[i] ? chunk_hash(c->chunks[i]) : 0;
 
-		if (!c->chunks[i])
-			continue;
-		for (size_t j = 0; j < CHUNK; j += 8) {
-			memcpy(&w, c->chunks[i]->data + j, 8);
-			x = (x ^ w) * 0xff51afd7ed558ccdULL;
-			x ^= x >> 32;
-		}
-		/* A chunk of zero bytes leaves x at 0 and counts as a hole. */
+		/* Zero bytes leave x at 0 and count as a hole. */
 		if (x)
 			h = (h ^ (x + i)) * 0xc4ceb9fe1a85ec53ULL, h ^= h >> 29;
 	}
