@@ -82,7 +82,8 @@ static bool run_add(struct run *r, enum q2_kind kind, uint64_t host, bool copied
 	if (m->len) {
 		if (m->kind != kind || m->copied != copied || kind == Q2_DATA_COMPRESSED)
 			return false;
-		if ((kind == Q2_DATA || kind == Q2_ZERO_ALLOC) && m->host_off + m->len != host)
+		/* Also for unallocated subclusters: their host space is shown by `map`. */
+		if (host ? m->host_off + m->len != host : m->host_off)
 			return false;
 	} else {
 		m->kind = kind;

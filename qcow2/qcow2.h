@@ -281,9 +281,10 @@ enum q2_kind {
 };
 struct q2_mapping {
 	enum q2_kind kind;
-	uint64_t len;	   /* bytes from the offset asked for, all of this kind (contiguous on the
-			      host for DATA and ZERO_ALLOC) */
-	uint64_t host_off; /* of the first byte (DATA, ZERO_ALLOC), or the compressed data */
+	uint64_t len;	   /* bytes from the offset asked for, all of this kind, contiguous on the
+			      host where there is a host_off */
+	uint64_t host_off; /* of the first byte: DATA, ZERO_ALLOC, UNALLOCATED subclusters of a
+			      cluster that exists; or the compressed data; 0: none */
 	uint64_t entry;	   /* raw first L2 entry (host order) */
 	uint64_t bitmap;   /* extended L2: its second word */
 	bool copied;	   /* the L2 table and the cluster may be written in place */

@@ -128,6 +128,8 @@ static int extent(struct q2_image *img, uint64_t off, uint64_t len, struct block
 	if (r < 0)
 		return r;
 	*ret = (struct block_extent){.len = m.len, .flags = extent_flags(img, m.kind)};
+	if (m.kind == Q2_UNALLOCATED && m.host_off)
+		ret->flags |= BLOCK_EXTENT_MAPPED;
 	if (ret->flags & BLOCK_EXTENT_MAPPED) {
 		ret->host_off = m.host_off;
 		ret->host = img->file;
