@@ -438,5 +438,8 @@ int co_q2_flush(struct block_node *n)
 	token = co_q2_request_enter(img);
 	r = co_q2_commit(img, true);
 	q2_request_leave(img, token);
+	/* Only now is the epoch over that the commit has ended: this request was part of it. */
+	if (r == 0)
+		co_q2_free_release(img);
 	return r;
 }
