@@ -19,12 +19,14 @@ struct facts {
 	uint64_t actual;
 	bool has_actual;
 	char *full_backing; /* owned; NULL: no backing file */
+	char *name;         /* owned: what opens this image again */
 };
 
 static void facts_destroy(struct facts *f)
 {
 	img_free_snapshots(f->snapshots, f->nsnapshots);
 	mem_free(f->full_backing);
+	mem_free(f->name);
 }
 
 static void facts_freep(struct facts **f)
@@ -34,11 +36,22 @@ static void facts_freep(struct facts **f)
 	mem_free(*f);
 }
 
+/* A window of a file is not what its file name says: it is shown with its options. */
+static char *image_name(const struct block_node *n)
+{
+	if (n->spec && (conf_has(n->spec, "offset") || conf_has(n->spec, "size")))
+		return conf_to_json(n->spec);
+	return mem_strdup(n->filename);
+}
+
 static int co_facts(struct block_node *n, struct facts *f, struct error *err)
 {
 	int r;
 
 	f->node = n;
+	f->name = image_name(n);
+	if (!f->name)
+		return error_set(err, -ENOMEM, "out of memory");
 	f->has_actual = co_block_actual_size(n, &f->actual) >= 0;
 	if (n->drv->image && n->drv->image->co_info) {
 		r = n->drv->image->co_info(n, &f->info, err);
@@ -108,7 +121,7 @@ static void co_print_children(struct block_node *n, const char *path)
 
 static void co_print_facts(const struct facts *f)
 {
-	printf("image: %s\nfile format: %s\n", f->node->filename, f->node->drv->name);
+	printf("image: %s\nfile format: %s\n", f->name, f->node->drv->name);
 	print_size("virtual size", block_size(f->node));
 	printf("disk size: %s\n", f->has_actual ? size_short(f->actual).s : "unavailable");
 	if (f->info.encrypted)
@@ -169,7 +182,7 @@ static void co_json_facts(struct json_writer *w, const char *key, const struct f
 	if (f->nsnapshots)
 		img_json_snapshots(w, "snapshots", f->snapshots, f->nsnapshots);
 	json_u64(w, "virtual-size", block_size(f->node));
-	json_string(w, "filename", f->node->filename);
+	json_string(w, "filename", f->name);
 	if (f->info.cluster_size)
 		json_u64(w, "cluster-size", f->info.cluster_size);
 	json_string(w, "format", f->node->drv->name);
