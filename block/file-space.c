@@ -226,8 +226,7 @@ int co_file_preallocate(int fd, const char *name, uint64_t old, uint64_t size,
 
 	switch (prealloc) {
 	case BLOCK_PREALLOC_METADATA:
-		return error_set(
-			err, -ENOTSUP, "Unsupported preallocation mode 'metadata' for '%s'", name);
+		return error_set(err, -ENOTSUP, "Unsupported preallocation mode: metadata");
 	case BLOCK_PREALLOC_FALLOC:
 		if (size > old)
 			r = co_fallocate(fd, 0, old, size - old);

@@ -130,20 +130,29 @@ static bool knows_nowait(int fd)
 	return preadv2(fd, &iov, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
 }
 
+static uint32_t sector_size(int fd)
+{
+	int size = 0;
+
+	return !ioctl(fd, BLKSSZGET, &size) && is_pow2((uint64_t)size) ? (uint32_t)size : 4096;
+}
+
 static int fill_caps(struct block_node *n, const struct stat *st)
 {
 	struct file_state *s = n->priv;
-	uint32_t off = 1, mem = 1;
+	uint32_t off = 1, mem = 1, sector = 1;
 	int r = s->dio ? find_dio_align(s->fd, &off, &mem) : 0;
 
 	if (r)
 		return r;
+	if (S_ISBLK(st->st_mode))
+		sector = sector_size(s->fd);
 	n->caps = (struct block_caps){
 		.align = off,
 		.buf_align = mem,
 		.max_io = GiB,
-		.zero_align = s->device ? 512 : 1,
-		.discard_align = s->device ? 512 : 1,
+		.zero_align = sector,
+		.discard_align = sector,
 		.zero_flags = BLOCK_IO_UNMAP,
 		.write_flags = s->dio ? BLOCK_IO_FUA : s->device ? 0 : BLOCK_IO_FRESH,
 		.zero_init = !s->device,

@@ -489,6 +489,7 @@ static int co_open_node(const struct conf *spec, const struct block_open_opts *o
 	node_of(n)->werror = (enum block_werror)werror;
 	r = conf_check_unused(opts, err);
 	if (r) {
+		error_prefix(err, "Driver '%s' of '%s'", drv->name, n->filename);
 		co_block_node_unref(n);
 		return r;
 	}
