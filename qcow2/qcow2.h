@@ -448,6 +448,21 @@ int co_q2_reads_zero(struct q2_image *img, uint64_t off, uint64_t len, uint64_t 
 int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum block_prealloc mode,
 	struct error *err);
 
+/* --- fan.c: pieces of one request side by side --- */
+struct q2_fan {
+	struct q2_image *img;
+	/* Does one piece: `off` is its guest offset, buf.len == m->len. */
+	int (*co_piece)(struct q2_image *img, const struct q2_mapping *m, uint64_t off,
+		struct iov_slice buf);
+	int result; /* the first error */
+	unsigned started;
+	struct co_counter running;
+};
+/* Starts a piece; *f lives until co_q2_fan_wait() has returned. */
+void co_q2_fan_add(
+	struct q2_fan *f, const struct q2_mapping *m, uint64_t off, struct iov_slice buf);
+int co_q2_fan_wait(struct q2_fan *f); /* 0 or the first error */
+
 /* --- unpacked.c: decompressed clusters kept for small reads --- */
 int q2_unpacked_new(struct q2_image *img);
 void q2_unpacked_free(struct q2_unpacked *u);

@@ -3,8 +3,8 @@
  * Guest reads, and what lies where for map and convert.
  *
  * A read walks its range by mappings (map.c): runs that are contiguous in the file become one
- * request, zeroes are filled in, holes are read from the backing file as far as that reaches. The
- * request's epoch token keeps every host cluster it has looked up from being reused (I3).
+ * request, zeroes are filled in, holes are read from the backing file as far as that reaches. A range
+ * of several pieces reads them side by side (fan.c). The request's epoch token keeps every host cluster it has looked up from being reused (I3).
  */
 #include "base/trace.h"
 #include "qcow2/qcow2.h"
@@ -24,37 +24,55 @@ static int read_backing(struct q2_image *img, uint64_t off, struct iov_slice buf
 	return co_block_read_backing(img->node, off, buf);
 }
 
+static int read_piece(struct q2_image *img, const struct q2_mapping *m, uint64_t off,
+	struct iov_slice buf)
+{
+	switch (m->kind) {
+	case Q2_DATA:
+		return co_block_read(img->file, m->host_off, buf, 0);
+	case Q2_DATA_COMPRESSED:
+		return co_q2_unpack(img, m->entry, q2_cluster_offset(img, off), buf);
+	case Q2_UNALLOCATED:
+		return read_backing(img, off, buf);
+	case Q2_ZERO_PLAIN:
+	case Q2_ZERO_ALLOC:
+		break;
+	}
+	iov_fill(buf, 0);
+	return 0;
+}
+
+/* Everything behind the first mapping, *m, which ends inside the range. */
+static int read_pieces(
+	struct q2_image *img, struct q2_mapping *m, uint64_t off, struct iov_slice buf)
+{
+	struct q2_fan fan = {.img = img, .co_piece = read_piece};
+	int r = 0, r2;
+
+	for (;;) {
+		co_q2_fan_add(&fan, m, off, iov_cut(buf, 0, m->len));
+		off += m->len;
+		buf = iov_cut(buf, m->len, buf.len - m->len);
+		if (!buf.len || fan.result < 0)
+			break;
+		r = co_q2_map(img, off, buf.len, m);
+		if (r < 0)
+			break;
+	}
+	r2 = co_q2_fan_wait(&fan);
+	return r < 0 ? r : r2;
+}
+
 int co_q2_read_range(struct q2_image *img, uint64_t off, struct iov_slice buf)
 {
-	while (buf.len) {
-		struct q2_mapping m;
-		struct iov_slice part;
-		int r = co_q2_map(img, off, buf.len, &m);
+	struct q2_mapping m;
+	int r = co_q2_map(img, off, buf.len, &m);
 
-		if (r < 0)
-			return r;
-		part = iov_cut(buf, 0, m.len);
-		switch (m.kind) {
-		case Q2_DATA:
-			r = co_block_read(img->file, m.host_off, part, 0);
-			break;
-		case Q2_DATA_COMPRESSED:
-			r = co_q2_unpack(img, m.entry, q2_cluster_offset(img, off), part);
-			break;
-		case Q2_UNALLOCATED:
-			r = read_backing(img, off, part);
-			break;
-		case Q2_ZERO_PLAIN:
-		case Q2_ZERO_ALLOC:
-			iov_fill(part, 0);
-			break;
-		}
-		if (r < 0)
-			return r;
-		off += m.len;
-		buf = iov_cut(buf, m.len, buf.len - m.len);
-	}
-	return 0;
+	if (r < 0)
+		return r;
+	if (likely(m.len == buf.len))
+		return read_piece(img, &m, off, buf);
+	return read_pieces(img, &m, off, buf);
 }
 
 int co_q2_read(struct block_node *n, struct block_io *io)

@@ -371,35 +371,53 @@ static int write_alloc(
 	return r;
 }
 
-static int write_in_place(struct q2_image *img, const struct q2_mapping *m, struct iov_slice buf)
+static int write_in_place(
+	struct q2_image *img, const struct q2_mapping *m, uint64_t off, struct iov_slice buf)
 {
 	int r = co_q2_overlap_check(img, m->host_off, m->len, Q2_OVERLAP_NONE);
 
-	return r < 0 ? r : co_block_write(img->file, m->host_off, iov_cut(buf, 0, m->len), 0);
+	return r < 0 ? r : co_block_write(img->file, m->host_off, buf, 0);
+}
+
+/* Pieces in place run side by side; those that allocate one after the other. */
+static int write_pieces(struct q2_image *img, struct q2_mapping *m, uint64_t off,
+	struct iov_slice buf, uint32_t flags)
+{
+	struct q2_fan fan = {.img = img, .co_piece = write_in_place};
+	int r = 0, r2;
+
+	for (;;) {
+		uint64_t done = m->len;
+
+		if (m->kind == Q2_DATA && m->copied && !(flags & BLOCK_IO_UNCHANGED))
+			co_q2_fan_add(&fan, m, off, iov_cut(buf, 0, done));
+		else if (!(flags & BLOCK_IO_UNCHANGED) || m->kind == Q2_UNALLOCATED)
+			r = write_alloc(img, off, buf, flags, &done);
+		if (r < 0 || fan.result < 0)
+			break;
+		off += done;
+		buf = iov_cut(buf, done, buf.len - done);
+		if (!buf.len)
+			break;
+		r = co_q2_map(img, off, buf.len, m);
+		if (r < 0)
+			break;
+	}
+	r2 = co_q2_fan_wait(&fan);
+	return r < 0 ? r : r2;
 }
 
 int co_q2_write_range(struct q2_image *img, uint64_t off, struct iov_slice buf, uint32_t flags)
 {
-	while (buf.len) {
-		struct q2_mapping m;
-		uint64_t done;
-		int r = co_q2_map(img, off, buf.len, &m);
+	struct q2_mapping m;
+	int r = co_q2_map(img, off, buf.len, &m);
 
-		if (r < 0)
-			return r;
-		done = m.len;
-		if ((flags & BLOCK_IO_UNCHANGED) && m.kind != Q2_UNALLOCATED)
-			r = 0;
-		else if (m.kind == Q2_DATA && m.copied)
-			r = write_in_place(img, &m, buf);
-		else
-			r = write_alloc(img, off, buf, flags, &done);
-		if (r < 0)
-			return r;
-		off += done;
-		buf = iov_cut(buf, done, buf.len - done);
-	}
-	return 0;
+	if (r < 0)
+		return r;
+	if (likely(m.len == buf.len && m.kind == Q2_DATA && m.copied &&
+		   !(flags & BLOCK_IO_UNCHANGED)))
+		return write_in_place(img, &m, off, buf);
+	return write_pieces(img, &m, off, buf, flags);
 }
 
 int co_q2_write(struct block_node *n, struct block_io *io)
