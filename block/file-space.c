@@ -134,12 +134,18 @@ static int co_try_fallocate(
  * ftruncate it cannot cut off what another thread appends meanwhile. */
 static int co_extend(struct block_node *n, uint64_t end)
 {
+	struct file_state *s = n->priv;
 	struct iovec iov;
 	char zero = 0;
 
+	int r;
+
 	if (end <= block_size(n))
 		return 0;
-	return co_file_write_tail(n, end - 1, iov_buf(&iov, &zero, 1));
+	/* Beside direct I/O rather without the page cache. */
+	r = s->dio ? co_try_fallocate(s, &s->no_zero_range, FALLOC_FL_ZERO_RANGE, end - 1, 1)
+		   : -ENOTSUP;
+	return r != -ENOTSUP ? r : co_file_write_tail(n, end - 1, iov_buf(&iov, &zero, 1));
 }
 
 int co_file_zero(struct block_node *n, struct block_io *io)

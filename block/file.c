@@ -154,7 +154,9 @@ static int fill_caps(struct block_node *n, const struct stat *st)
 		.zero_align = sector,
 		.discard_align = sector,
 		.zero_flags = BLOCK_IO_UNMAP,
-		.write_flags = s->dio ? BLOCK_IO_FUA : s->device ? 0 : BLOCK_IO_FRESH,
+		.write_flags = s->dio ? BLOCK_IO_FUA
+			: s->device   ? 0
+				      : BLOCK_IO_FRESH,
 		.zero_init = !s->device,
 		.grows = S_ISREG(st->st_mode),
 	};
@@ -415,11 +417,18 @@ static int co_file_read(struct block_node *n, struct block_io *io)
 	return r;
 }
 
+/* Beside direct I/O the page must be clean again before anybody writes to it directly, or the page
+ * cache would later put old data over the new: io.c keeps other writes off the page meanwhile. */
 int co_file_write_tail(struct block_node *n, uint64_t off, struct iov_slice buf)
 {
+	const struct file_state *s = n->priv;
 	int fd, r = file_tail_fd(n, &fd);
 
-	return r ? r : co_write_full_hint(fd, buf, off, 0, IO_INLINE);
+	if (!r && s->dio)
+		r = co_write_full_hint(fd, buf, off, RWF_DSYNC, IO_RING);
+	else if (!r)
+		r = co_write_full_hint(fd, buf, off, 0, IO_INLINE);
+	return r;
 }
 
 /* A page cache that knows the blocks of a range need not reserve them page by page: a fifth of the
@@ -451,7 +460,7 @@ static int co_file_write(struct block_node *n, struct block_io *io)
 	if (unlikely(tail && rwf) && !r)
 		r = co_fsync(s->fd, true);
 	/* The sync in it may have taken up an error that belongs to earlier writes. */
-	if (unlikely(r && rwf) && r != -ENOSPC)
+	if (unlikely(r && (rwf || tail)) && r != -ENOSPC)
 		store_relaxed(&n->broken_flush, true);
 	return r;
 }

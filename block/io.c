@@ -174,6 +174,10 @@ static int co_pass_write(struct block_node *n, struct block_io *io)
 	return -ENOTSUP;
 }
 
+/* A ragged end may go through the host's page cache beside direct I/O: whole pages are kept for it.
+ */
+#define SERIAL_ALIGN 4096u
+
 static int co_write_once(struct block_node *n, const struct block_io *req)
 {
 	struct block_inflight *f = n->inflight;
@@ -187,12 +191,13 @@ static int co_write_once(struct block_node *n, const struct block_io *req)
 		if (!r)
 			r = co_pass_write(n, &io);
 	} else {
-		uint64_t start = align_down(io.off, n->caps.align);
+		uint64_t unit = MAX(n->caps.align, SERIAL_ALIGN);
+		uint64_t start = align_down(io.off, unit);
 
 		/* The ends of blocks are read, changed and written: nobody may write between. */
 		if ((io.off | io.len) & (n->caps.align - 1))
-			co_inflight_serialize(f, &t, start,
-				align_up(io.off + io.len, n->caps.align) - start, false);
+			co_inflight_serialize(
+				f, &t, start, align_up(io.off + io.len, unit) - start, false);
 		else
 			co_inflight_begin_write(f, &t, io.off, io.len);
 		r = check_change(n, io.off, io.len);

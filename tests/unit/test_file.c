@@ -293,6 +293,50 @@ CO_TEST(test_copy_range)
 	co_block_node_unref(dst);
 }
 
+/* --- many threads grow one file ------------------------------------------------------------- */
+
+#define RECORDS 400
+#define RECORD  700
+
+static struct block_node *grown;
+
+static int co_grower(void *arg)
+{
+	for (uint64_t k = (uintptr_t)arg; k < RECORDS; k += 4) {
+		write_fill(grown, k * RECORD, RECORD, (unsigned)k);
+		if (k % 16 == 3)
+			check_int(co_block_zero(grown, k * RECORD, RECORD, BLOCK_IO_UNMAP), 0);
+	}
+	return 0;
+}
+
+/* Records that share blocks, pages and the ragged end of the file. */
+CO_TEST(test_parallel_growth)
+{
+	const char *path = test_path("parallel");
+
+	for (size_t i = 0; i < 2; i++) {
+		struct ring_thread *threads[4];
+		char text[512];
+
+		make_file(path, 0);
+		snprintf(text, sizeof(text), "driver=file,filename=%s%s", path, caches[i]);
+		grown = must_open(text, RW);
+		for (uintptr_t t = 0; t < 4; t++)
+			check_int(ring_thread_start(NULL, co_grower, (void *)t, &threads[t]), 0);
+		for (unsigned t = 0; t < 4; t++)
+			check_int(ring_thread_join(threads[t]), 0);
+		check_int(block_size(grown), RECORDS * RECORD);
+		check_int(co_block_node_unref(grown), 0);
+		/* From the disk, not from what this node remembers. */
+		grown = open_cache(path, caches[1], 0);
+		for (uint64_t k = 0; k < RECORDS; k++)
+			check(k % 16 == 3 ? reads_zero(grown, k * RECORD, RECORD)
+					  : reads_fill(grown, k * RECORD, RECORD, (unsigned)k));
+		check_int(co_block_node_unref(grown), 0);
+	}
+}
+
 /* --- block devices, where this machine lets us make one ------------------------------------- */
 
 static bool loop_attach(const char *file, const char *options, char *ret, size_t size)
@@ -405,6 +449,7 @@ int main(void)
 		cmocka_unit_test(test_auto_read_only),
 		cmocka_unit_test(test_reopen),
 		cmocka_unit_test(test_copy_range),
+		cmocka_unit_test(test_parallel_growth),
 		cmocka_unit_test(test_block_device),
 	};
 
