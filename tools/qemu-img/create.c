@@ -138,7 +138,8 @@ static int co_create_cmd(void *opts, char *const *args, unsigned nargs)
 	}
 	r = co_create_image(o, format, args[0], nargs > 1 ? args[1] : NULL, create, &err);
 	if (r < 0) {
-		error_prefix(&err, "%s", args[0]);
+		if (!strstr(err.text, args[0]))
+			error_prefix(&err, "%s", args[0]);
 		return tool_fail(&err);
 	}
 	return 0;
