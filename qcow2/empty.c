@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
 
-static int co_empty(struct q2_image *img)
+static int co_drop_all(struct q2_image *img)
 {
 	uint32_t n = img->h.l1_size;
 	_cleanup_free_ uint64_t *zeroes = mem_calloc(MAX(n, 1u), sizeof(*zeroes));
@@ -34,6 +34,19 @@ static int co_empty(struct q2_image *img)
 	if (r == 0)
 		r = co_q2_tree_apply(&tree, Q2_TREE_LOWER, false);
 	q2_tree_destroy(&tree);
+	return r;
+}
+
+/* Twice: the first L1 table had to lie behind all that was in use then, the second one finds room at
+ * the front, and the file can be cut. */
+static int co_empty(struct q2_image *img)
+{
+	int r = co_drop_all(img);
+
+	if (r == 0)
+		r = co_q2_forget(img);
+	if (r == 0)
+		r = co_drop_all(img);
 	return r < 0 ? r : co_q2_trim_file(img);
 }
 
