@@ -195,6 +195,7 @@ static int image_new(struct q2_image *img, struct error *err)
 /* What only a writer needs; also on the way from read-only to read-write. */
 static int writer_start(struct q2_image *img, struct error *err)
 {
+	uint64_t conflict;
 	int r;
 
 	if (!img->writable)
@@ -202,8 +203,21 @@ static int writer_start(struct q2_image *img, struct error *err)
 	r = q2_overlap_new(img);
 	if (r < 0)
 		return error_set(err, r, "%s: out of memory", img->node->filename);
-	if (img->dirty_on_disk && !(img->node->opts.flags & BLOCK_OPEN_CHECK))
-		return co_q2_check_dirty(img, err);
+	if (img->node->opts.flags & BLOCK_OPEN_CHECK)
+		return 0;
+	if (img->dirty_on_disk) {
+		r = co_q2_check_dirty(img, err);
+		q2_overlap_free(take(img->overlap));
+		if (r == 0)
+			r = q2_overlap_new(img);
+		if (r < 0)
+			return r;
+	}
+	if (q2_overlap_conflict(img, &conflict))
+		return error_set(err, -EUCLEAN,
+			"%s: two tables claim the cluster at offset %#llx: the image is corrupt; open it "
+			"read-only, or repair it with 'qemu-img check -r all'",
+			img->node->filename, (unsigned long long)conflict);
 	return 0;
 }
 

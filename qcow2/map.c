@@ -20,6 +20,8 @@ struct run {
 	uint64_t bad;	    /* the entry that makes no sense */
 };
 
+#define SLICES_MAX 32u
+
 enum step { STEP_MORE, STEP_DONE, STEP_MISS, STEP_BAD };
 
 bool q2_l1_entry_valid(const struct q2_image *img, uint64_t entry)
@@ -178,8 +180,10 @@ uint64_t q2_l2_slice_offset(const struct q2_image *img, uint64_t table, uint64_t
 static enum step map_cached(struct q2_image *img, struct run *r, uint64_t *miss)
 {
 	uint64_t span = 1ULL << (img->cluster_bits + img->l2_bits);
+	unsigned slices = 0;
 
-	while (r->want) {
+	/* The lock is held for a bounded time: callers go on where a mapping ends. */
+	while (r->want && slices < SLICES_MAX) {
 		uint64_t l1_index = q2_l1_index(img, r->off), entry, table;
 		struct q2_slice *s;
 		enum step step;
@@ -201,6 +205,7 @@ static enum step map_cached(struct q2_image *img, struct run *r, uint64_t *miss)
 		s = q2_cache_peek(img->l2_cache, *miss);
 		if (!s)
 			return STEP_MISS;
+		slices++;
 		step = slice_step(r, s, q2_cache_slice_size(img->l2_cache), entry & Q2_COPIED);
 		if (step != STEP_MORE)
 			return step;

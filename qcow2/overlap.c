@@ -17,6 +17,7 @@
 struct q2_overlap {
 	uint64_t *slot; /* offset | kind; 0: empty */
 	uint64_t n, mask;
+	uint64_t conflict; /* a cluster that two tables claim, found when collecting; 0: none */
 };
 
 static uint64_t slot_of(const struct q2_overlap *o, uint64_t off)
@@ -114,18 +115,38 @@ void q2_overlap_del(struct q2_image *img, uint64_t off)
 	spin_unlock(&img->map_lock);
 }
 
-static int add_tables(struct q2_image *img)
+/* A table found at open. Several L1 entries may share an L2 table that must be copied before it is
+ * written; nothing else may be in two places. */
+static int collect(struct q2_image *img, uint64_t off, enum q2_overlap_kind kind, bool shared)
+{
+	struct q2_overlap *o = img->overlap;
+	uint64_t known = *find(o, off);
+
+	off = align_down(off, img->cluster_size);
+	if (q2_overlaps(img, off, img->cluster_size, kind) || (known && !shared))
+		o->conflict = off ? off : 1;
+	return known ? 0 : q2_overlap_add(img, off, kind);
+}
+
+static int collect_tables(struct q2_image *img)
 {
 	int r = 0;
 
 	for (uint64_t i = 0; r == 0 && i < img->reftable_entries; i++)
 		if (img->reftable[i])
-			r = q2_overlap_add(
-				img, img->reftable[i] & Q2_REFTABLE_MASK, Q2_OVERLAP_REFBLOCK);
+			r = collect(img, img->reftable[i] & Q2_REFTABLE_MASK, Q2_OVERLAP_REFBLOCK,
+				false);
 	for (uint32_t i = 0; r == 0 && i < img->h.l1_size; i++)
 		if (img->l1[i] & Q2_OFFSET_MASK)
-			r = q2_overlap_add(img, img->l1[i] & Q2_OFFSET_MASK, Q2_OVERLAP_L2);
+			r = collect(img, img->l1[i] & Q2_OFFSET_MASK, Q2_OVERLAP_L2,
+				!(img->l1[i] & Q2_COPIED));
 	return r;
+}
+
+bool q2_overlap_conflict(const struct q2_image *img, uint64_t *ret)
+{
+	*ret = img->overlap ? img->overlap->conflict : 0;
+	return *ret;
 }
 
 int q2_overlap_new(struct q2_image *img)
@@ -142,7 +163,7 @@ int q2_overlap_new(struct q2_image *img)
 		return -ENOMEM;
 	}
 	img->overlap = o;
-	r = add_tables(img);
+	r = collect_tables(img);
 	if (r < 0) {
 		q2_overlap_free(o);
 		img->overlap = NULL;

@@ -341,6 +341,8 @@ enum q2_overlap_kind { Q2_OVERLAP_NONE, Q2_OVERLAP_L2, Q2_OVERLAP_REFBLOCK };
 /* Collects the tables of a writable image at open. */
 int q2_overlap_new(struct q2_image *img);
 void q2_overlap_free(struct q2_overlap *o);
+/* Did the tables collected at open claim a cluster twice, or one of the header's tables? */
+bool q2_overlap_conflict(const struct q2_image *img, uint64_t *ret);
 /* A table of this kind starts to live (or dies) in the cluster at `off`. */
 int q2_overlap_add(struct q2_image *img, uint64_t off, enum q2_overlap_kind kind);
 void q2_overlap_del(struct q2_image *img, uint64_t off);

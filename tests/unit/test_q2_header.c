@@ -411,9 +411,12 @@ CO_TEST(a_corruption_found_stops_writes)
 	char buf[512] = "x";
 	uint8_t be[8];
 
-	/* An L1 entry that points into the L1 table. */
-	store_be64(be, Q2_COPIED | 0x30200);
+	/* An L2 entry between two clusters. */
+	store_be64(be, Q2_COPIED | 0x40000);
 	check_int(mem_content_write(c, 0x30000, be, 8), 0);
+	store_be64(be, Q2_COPIED | 0x50200);
+	check_int(mem_content_write(c, 0x40000, be, 8), 0);
+	check_int(mem_content_resize(c, 0x60000), 0);
 	file = q2_test_mem(c);
 	n = q2_test_open(block_node_ref(file), NULL, NULL);
 	check_int(co_block_pread(n, 0, buf, 512), -EUCLEAN);
@@ -422,6 +425,39 @@ CO_TEST(a_corruption_found_stops_writes)
 	check_int(load_be64(be), Q2_INCOMPAT_CORRUPT);
 	co_block_node_unref(n);
 	co_block_node_unref(file);
+}
+
+/* L1 entries, or refcount table entries, that name what is a table already. */
+static int open_table(uint64_t at, uint64_t entry, uint64_t entry2, uint32_t flags)
+{
+	struct mem_content *c = q2_test_build(&plain);
+	struct block_node *n;
+	uint8_t be[16];
+	int r;
+
+	store_be64(be, entry);
+	store_be64(be + 8, entry2);
+	check_int(mem_content_write(c, at, be, 16), 0);
+	check_int(mem_content_resize(c, 0x80000), 0);
+	r = q2_test_try_open(q2_test_mem(c), NULL, flags, NULL, &n, NULL);
+	if (r == 0)
+		check_int(co_block_node_unref(n), 0);
+	return r;
+}
+
+CO_TEST(tables_in_one_place_are_refused)
+{
+	uint32_t rw = BLOCK_OPEN_RDWR;
+
+	check_int(open_table(0x10000, 0x20000, 0, rw), 0);
+	check_int(open_table(0x10000, 0x20000, 0x20000, rw), -EUCLEAN);
+	check_int(open_table(0x10000, 0x20000, 0x20000, 0), 0);
+	check_int(open_table(0x10000, 0x20000, 0x20000, rw | BLOCK_OPEN_CHECK), 0);
+	check_int(open_table(0x10000, 0x20000, 0x30000, rw), -EUCLEAN);
+	check_int(open_table(0x30000, Q2_COPIED | 0x40000, 0, rw), 0);
+	check_int(open_table(0x30000, Q2_COPIED | 0x20000, 0, rw), -EUCLEAN);
+	check_int(open_table(0x30000, Q2_COPIED | 0x10000, 0, rw), -EUCLEAN);
+	check_int(open_table(0x30000, Q2_COPIED | 0x10000, 0, 0), 0);
 }
 
 int main(void)
@@ -438,6 +474,7 @@ int main(void)
 		cmocka_unit_test(what_cannot_be_written_is_refused),
 		cmocka_unit_test(opening_writes_nothing),
 		cmocka_unit_test(a_corruption_found_stops_writes),
+		cmocka_unit_test(tables_in_one_place_are_refused),
 	};
 
 	return cmocka_run_group_tests(tests, test_setup, test_teardown);
