@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* Cluster codecs: round trips, the 4 KiB window, bounds, determinism, incompressible data. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <cmocka.h>
+/*
+ * Cluster codecs: round trips, the 4 KiB window, bounds, determinism, incompressible data; and the
+ * packing of compressed clusters into images.
+ */
 #include <zlib.h>
 #include <zstd.h>
 
-#include "base/mem.h"
-#include "qcow2/qcow2.h"
+#include "tests/unit/q2ops.h"
 
 static uint32_t seed = 1;
 
@@ -239,6 +235,219 @@ static void no_memory(void **state)
 	}
 }
 
+/* --- packing ------------------------------------------------------------------------------- */
+
+static const char *const shapes[] = {
+	"cluster_size=512,compat=0.10",
+	"cluster_size=4k",
+	"cluster_size=4k,refcount_bits=1",
+	"cluster_size=512,refcount_bits=4,compression_type=zstd",
+	"cluster_size=64k,compression_type=zstd",
+	"cluster_size=64k",
+	"cluster_size=16k,extended_l2=on",
+};
+
+/* Some clusters compress well, some not at all, some are zero. */
+static void fill_mixed(uint8_t *p, size_t n, size_t cluster)
+{
+	for (size_t off = 0; off < n; off += cluster) {
+		size_t len = MIN(cluster, n - off);
+
+		switch ((rnd() >> 16) % 6) {
+		case 0:
+			memset(p + off, 0, len);
+			break;
+		case 1:
+			fill_random(p + off, len);
+			break;
+		default:
+			fill_text(p + off, len);
+		}
+	}
+}
+
+static int write_compressed(struct block_node *n, uint64_t off, void *buf, size_t len)
+{
+	struct iovec iov;
+
+	return co_block_write(n, off, iov_buf(&iov, buf, len), BLOCK_IO_COMPRESSED);
+}
+
+/* Compressed and plain writes over each other, with reopening. */
+CO_TEST(packed)
+{
+	enum { SIZE = 1024 * 1024 + 512 };
+	uint8_t *shadow = malloc(SIZE), *buf = malloc(SIZE);
+
+	for (unsigned i = 0; i < ARRAY_SIZE(shapes); i++) {
+		struct block_node *file, *n;
+		uint64_t cluster;
+		char opts[120];
+
+		snprintf(opts, sizeof(opts), "size=%u,%s", SIZE, shapes[i]);
+		file = create_mem(opts);
+		n = open_image(file, NULL);
+		cluster = q2_image(n)->cluster_size;
+		memset(shadow, 0, SIZE);
+		for (unsigned step = 0; step < 30; step++) {
+			uint64_t off = (rnd() >> 8) % div_up(SIZE, cluster) * cluster;
+			uint64_t len = MIN(SIZE - off, (1 + (rnd() >> 16) % 40) * cluster);
+
+			fill_mixed(shadow + off, len, cluster);
+			if (step % 3 == 2)
+				check_int(co_block_pwrite(n, off, shadow + off, len), 0);
+			else
+				check_int(write_compressed(n, off, shadow + off, len), 0);
+			check_int(co_block_pread(n, 0, buf, SIZE), 0);
+			check(!memcmp(buf, shadow, SIZE));
+			if (step % 10 != 9)
+				continue;
+			close_image(n);
+			check_clean(file);
+			n = open_image(file, NULL);
+			check_int(co_block_pread(n, 0, buf, SIZE), 0);
+			check(!memcmp(buf, shadow, SIZE));
+		}
+		close_image(n);
+		check_clean(file);
+		close_image(file);
+	}
+	free(shadow);
+	free(buf);
+}
+
+/* Text takes less room than its clusters, next to each other, and unaligned requests are refused. */
+CO_TEST(tight)
+{
+	enum { SIZE = 4 * 1024 * 1024 };
+	struct block_node *file = create_mem("size=4M"), *n = open_image(file, NULL);
+	uint8_t *data = malloc(SIZE);
+	struct q2_encoder *e = q2_encoder_new(Q2_COMPRESSION_DEFLATE, 0, 65536);
+	uint64_t sum = 0;
+
+	fill_text(data, SIZE);
+	for (unsigned i = 0; i < SIZE; i += 65536) {
+		uint32_t len;
+		uint8_t out[65536];
+
+		check_int(q2_encode(e, data + i, out, &len), 0);
+		sum += len;
+	}
+	q2_encoder_free(e);
+	check_int(write_compressed(n, 512, data, 65536), -EINVAL);
+	check_int(write_compressed(n, 0, data, 512), -EINVAL);
+	check_int(write_compressed(n, 0, data, SIZE), 0);
+	close_image(n);
+	/* Metadata, and at most a sector lost for every batch of 16. */
+	check(block_size(file) <= align_up(6 * 65536 + sum + 4 * 512, 65536));
+	check_clean(file);
+	check_int(check_file(file, 0, 0, NULL).compressed_clusters, 64);
+	close_image(file);
+	free(data);
+}
+
+/* No write ever touches a sector that holds bytes of clusters written before. */
+CO_TEST(sectors_are_written_once)
+{
+	enum { CLUSTER = 4096, N = 200 };
+	struct block_node *file = must_open("driver=record,file.driver=mem,file.size=0",
+		BLOCK_OPEN_RDWR);
+	uint8_t *data = malloc(CLUSTER), *seen = calloc(1, 65536);
+	const struct record_event *e;
+	struct block_node *n;
+	size_t count;
+
+	check_int(try_create_on(file, "size=1M,cluster_size=4k", NULL), 0);
+	record_clear(file);
+	n = open_image(file, NULL);
+	for (unsigned i = 0; i < N; i++) {
+		fill_text(data, CLUSTER);
+		check_int(write_compressed(n, (uint64_t)i * CLUSTER, data, CLUSTER), 0);
+		if (i % 20 == 7)
+			check_int(co_block_flush(n), 0);
+		if (i % 50 == 30) {
+			close_image(n);
+			n = open_image(file, NULL);
+		}
+	}
+	/* Data is what the L2 entries refer to; metadata is written as often as it likes. */
+	e = record_log(file, &count);
+	for (unsigned i = 0; i < N; i++) {
+		struct q2_mapping m;
+
+		check_int(co_q2_map(q2_image(n), (uint64_t)i * CLUSTER, CLUSTER, &m), 0);
+		check_int(m.kind, Q2_DATA_COMPRESSED);
+		seen[m.host_off / 512] = 1;
+	}
+	for (size_t k = 0; k < count; k++) {
+		if (e[k].op != RECORD_WRITE)
+			continue;
+		for (uint64_t s = e[k].off / 512; s < (e[k].off + e[k].len) / 512; s++) {
+			check(seen[s] != 2);
+			if (seen[s] == 1)
+				seen[s] = 2;
+		}
+	}
+	close_image(n);
+	check_clean(file);
+	close_image(file);
+	free(data);
+	free(seen);
+}
+
+/* Tickets in any order, given up, and with failing writes: the rest stays right. */
+CO_TEST(tickets)
+{
+	enum { CLUSTER = 4096, BATCH = 8 };
+	struct block_node *file = must_open("driver=fault,file.driver=mem,file.size=0", RW);
+	struct fault_rule rule = {.ops = FAULT_WRITE, .at = 1, .error = -ENOSPC};
+	const struct block_compress_ops *ops = &q2_compress_ops;
+	struct block_packed items[4][BATCH] = {0};
+	uint8_t *text = malloc(CLUSTER), *out = malloc(4 * BATCH * CLUSTER);
+	void *ticket[4], *state;
+	struct block_node *n;
+	uint32_t len;
+
+	check_int(try_create_on(file, "size=1M,cluster_size=4k", NULL), 0);
+	n = open_image(file, NULL);
+	state = ops->new_state(n);
+	fill_text(text, CLUSTER);
+	for (unsigned t = 0; t < 4; t++) {
+		for (unsigned i = 0; i < BATCH; i++) {
+			struct block_packed *it = &items[t][i];
+
+			it->off = (uint64_t)(t * BATCH + i) * CLUSTER;
+			it->data = out + it->off;
+			it->zero = i == 5;
+			it->compressed = i != 2;
+			check_int(ops->encode(n, state, text, (void *)it->data, &len), 0);
+			it->len = it->compressed ? len : CLUSTER;
+			if (i == 2)
+				memcpy((void *)it->data, text, CLUSTER);
+		}
+		check_int(ops->co_reserve(n, items[t], BATCH, &ticket[t]), 0);
+	}
+	ops->free_state(state);
+	check_int(ops->co_store(n, items[2], BATCH, ticket[2]), 0);
+	ops->abandon(n, ticket[1]);
+	check_int(fault_add(file, &rule), 0);
+	check_int(ops->co_store(n, items[3], BATCH, ticket[3]), -ENOSPC);
+	fault_clear(file);
+	check_int(ops->co_store(n, items[0], BATCH, ticket[0]), 0);
+	for (unsigned c = 0; c < 4 * BATCH; c++) {
+		bool there = (c / BATCH == 0 || c / BATCH == 2) && c % BATCH != 5;
+		uint8_t got[CLUSTER];
+
+		check_int(co_block_pread(n, (uint64_t)c * CLUSTER, got, CLUSTER), 0);
+		check(there ? !memcmp(got, text, CLUSTER) : mem_is_zero(got, CLUSTER));
+	}
+	close_image(n);
+	check_clean(file);
+	close_image(file);
+	free(text);
+	free(out);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -248,7 +457,11 @@ int main(void)
 		cmocka_unit_test(foreign),
 		cmocka_unit_test(levels),
 		cmocka_unit_test(no_memory),
+		cmocka_unit_test(packed),
+		cmocka_unit_test(tight),
+		cmocka_unit_test(sectors_are_written_once),
+		cmocka_unit_test(tickets),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(tests, test_setup, test_teardown);
 }
