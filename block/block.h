@@ -33,8 +33,8 @@ enum block_io_flags {
 	BLOCK_IO_COMPRESSED = 1u << 3,	/* write: store compressed; whole clusters */
 	BLOCK_IO_UNCHANGED = 1u << 4,	/* write: guest-visible content stays (copy-on-read) */
 	BLOCK_IO_CACHE = 1u << 5,	/* read: prefetch only */
-	BLOCK_IO_FRESH = 1u << 6,	/* write: nothing is stored there yet; a hint to the store that
-					   it may allocate the range at once */
+	BLOCK_IO_FRESH = 1u << 6,	/* write: nothing is stored there yet; a hint to the store
+					   that it may allocate the range at once */
 };
 
 /* One request. Data flows through buf (buf.len == len) for reads and writes; zero, discard and

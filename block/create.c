@@ -65,6 +65,25 @@ static int co_fill(const struct block_driver *drv, struct conf *spec, const char
 	return r;
 }
 
+/* Would the format take these options? Asked before the file is touched: a slip in them must not
+ * cost an image that is there already. Measuring parses them as creating does. */
+static int co_check_opts(const struct block_driver *drv, struct conf *opts, struct error *err)
+{
+	_cleanup_(conf_freep) struct conf *copy = opts ? conf_dup(opts) : conf_new(CONF_OBJECT);
+	struct block_measure m;
+	uint64_t size = 0;
+	struct conf *c;
+
+	if (!drv->image || !drv->image->co_measure)
+		return 0;
+	if (!copy)
+		return error_set_errno(err, -ENOMEM, "Could not create the image");
+	c = conf_get(copy, "size");
+	if (c && conf_type(c) == CONF_SCALAR && parse_size(conf_text(c), &size))
+		return error_set(err, -EINVAL, "'%.64s' is not a size", conf_text(c));
+	return drv->image->co_measure(copy, NULL, size, &m, err);
+}
+
 int co_block_create(const char *format, const char *filename, struct conf *opts,
 	const struct block_trust *trust, struct error *err)
 {
@@ -89,6 +108,9 @@ int co_block_create(const char *format, const char *filename, struct conf *opts,
 		return (drv == &block_raw ? proto : drv)->co_create(&c, err);
 	}
 	made = proto->takes_filename && access(name, F_OK) && errno == ENOENT;
+	r = co_check_opts(drv, opts, err);
+	if (r)
+		return r;
 	r = co_create_empty(proto, name, trust, err);
 	if (!r)
 		r = co_fill(drv, spec, name, opts, trust, err);

@@ -226,6 +226,26 @@ CO_TEST(test_create)
 	check(!strcmp(err.text, "Unknown file format 'nonsense'"));
 }
 
+/* Options that the format refuses cost no file, neither a new one nor one that is there. */
+CO_TEST(test_create_refused)
+{
+	const char *path = test_path("refused.qcow2");
+	struct error err = ERROR_INIT;
+	struct stat st;
+
+	for (int there = 0; there < 2; there++) {
+		_cleanup_(conf_freep) struct conf *bad = NULL, *good = NULL;
+
+		check_int(conf_parse_options("size=1M,cluster_size=3", NULL, &bad, &err), 0);
+		check_int(conf_parse_options("size=1M,cluster_size=4k", NULL, &good, &err), 0);
+		check_int(co_block_create("qcow2", path, bad, &block_trust_local, &err), -EINVAL);
+		check((stat(path, &st) == 0) == there && (!there || st.st_size > 0));
+		if (!there)
+			check_int(
+				co_block_create("qcow2", path, good, &block_trust_local, &err), 0);
+	}
+}
+
 CO_TEST(test_open_errors)
 {
 	struct error err = ERROR_INIT;
@@ -445,6 +465,7 @@ int main(void)
 		cmocka_unit_test(test_holes),
 		cmocka_unit_test(test_resize),
 		cmocka_unit_test(test_create),
+		cmocka_unit_test(test_create_refused),
 		cmocka_unit_test(test_open_errors),
 		cmocka_unit_test(test_auto_read_only),
 		cmocka_unit_test(test_reopen),
