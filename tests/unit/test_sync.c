@@ -315,13 +315,10 @@ static void across(enum ring_kind kind)
 	assert_true(!shared.readers && !shared.writer && !shared.waiters.head);
 }
 
-static void test_locks_across_uring_rings(void **state)
+static void test_locks_across_rings(void **state)
 {
-	across(RING_IO_URING);
-}
-
-static void test_locks_across_threads_rings(void **state)
-{
+	if (!unit_without_uring())
+		across(RING_IO_URING);
 	across(RING_THREADS);
 }
 
@@ -348,8 +345,7 @@ int main(void)
 		unit_test_fixture(test_rwlock_writers_do_not_starve),
 		unit_test_fixture(test_rwlock_downgrade),
 		unit_test_fixture(test_counter),
-		unit_test_fixture(test_locks_across_uring_rings),
-		unit_test_fixture(test_locks_across_threads_rings),
+		unit_test_fixture(test_locks_across_rings),
 		unit_test_fixture(test_locks_on_sim),
 	};
 
