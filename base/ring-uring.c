@@ -26,6 +26,7 @@
 
 #include <assert.h>
 #include <liburing.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -252,9 +253,9 @@ static bool uring_next(struct uring *u, struct io_uring_cqe *ret)
 }
 
 /*
- * A completion caused by a write to an eventfd (a poll, or our own) reaches the registered eventfd
- * by a detour, because the kernel does not nest them; some kernels (seen on 6.18) take that detour
- * only once per registration. So we register again after each, and look again for what came
+ * A completion caused by a write to an eventfd (a poll, or an early kick) reaches the registered
+ * eventfd by a detour, because the kernel does not nest them; some kernels (seen on 6.18) take that
+ * detour only once per registration. So we register again after each, and look again for what came
  * between.
  */
 static void uring_relay_reset(struct uring *u)
@@ -326,18 +327,51 @@ static int uring_sleep(struct uring *u, int64_t timeout_ns)
 	return io_uring_submit_and_wait_timeout(&u->u, &cqe, 1, timeout_ns < 0 ? NULL : &ts, NULL);
 }
 
+/* Clears the bell before completions are looked for, so that a later one rings it again. True: it
+ * had rung, perhaps by ring_kick(). */
+static bool uring_take_notice(struct ring *ring)
+{
+	uint64_t v;
+
+	return read(ring->notify_fd, &v, sizeof(v)) > 0;
+}
+
+/*
+ * Once ring_fd() is known, waiting is polling that descriptor, as the somebody else does: a write
+ * to our eventfd would ring it too, through the kernel and late, when all is quiet again.
+ */
+static int uring_wait_exposed(struct uring *u, int64_t timeout_ns)
+{
+	struct ring *ring = &u->ring;
+	struct timespec ts = {
+		.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+	struct pollfd p = {.fd = ring->notify_fd, .events = POLLIN};
+	int r;
+
+	if (uring_take_notice(ring))
+		timeout_ns = 0;
+	r = uring_poll(u);
+	uring_reap(u);
+	if (r < 0 || !timeout_ns || !list_empty(&u->backlog) || !ring_may_sleep(ring, RING_POLLED))
+		return r;
+	ppoll(&p, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+	ring_awake(ring);
+	uring_take_notice(ring);
+	r = uring_poll(u);
+	uring_reap(u);
+	return r;
+}
+
 static int uring_wait(struct ring *ring, int64_t timeout_ns)
 {
 	struct uring *u = uring_of(ring);
-	uint64_t v;
 	int r;
 
-	/* Before completions are looked for, so that a later one makes it readable again. */
-	if (ring->fd_exposed && read(ring->notify_fd, &v, sizeof(v)) < 0 && errno != EAGAIN)
-		return -errno;
 	uring_arm_event(u);
 	uring_backlog(u);
-	if (timeout_ns && list_empty(&u->backlog) && !io_uring_cq_ready(&u->u) &&
+	if (ring->fd_exposed) {
+		r = uring_wait_exposed(u, timeout_ns);
+	} else if (timeout_ns && list_empty(&u->backlog) && !io_uring_cq_ready(&u->u) &&
 		ring_may_sleep(ring, RING_WAITS)) {
 		r = uring_sleep(u, timeout_ns);
 		ring_awake(ring);

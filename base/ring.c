@@ -207,11 +207,7 @@ void ring_post(struct ring *ring, struct co *co)
 
 void ring_kick(struct ring *ring)
 {
-	int fd = atomic_load(&ring->notify_fd);
-
-	ring_ring_bell(ring->event_fd);
-	if (fd != ring->event_fd)
-		ring_ring_bell(fd);
+	ring_ring_bell(atomic_load(&ring->notify_fd));
 }
 
 bool ring_may_sleep(struct ring *ring, enum ring_sleep how)

@@ -341,6 +341,18 @@ static void test_kick_ends_a_turn(void **state)
 		pthread_join(t, NULL);
 	}
 	assert_int_equal(ring_turn(ring, 1000), 0); /* nothing to do */
+	/* Before the turn, and when the descriptor is in use. */
+	ring_kick(ring);
+	assert_int_equal(ring_turn(ring, -1), 0);
+	assert_true(ring_fd(ring) >= 0);
+	assert_true(ring_turn(ring, 0) >= 0);
+	ring_kick(ring);
+	assert_int_equal(ring_turn(ring, -1), 0);
+	for (int i = 0; i < 50; i++) {
+		assert_int_equal(pthread_create(&t, NULL, kick_thread, ring), 0);
+		assert_int_equal(ring_turn(ring, -1), 0);
+		pthread_join(t, NULL);
+	}
 }
 
 static struct ring *signalled;
@@ -416,6 +428,10 @@ static void test_ring_fd_polls_readable(void **state)
 		;
 	co_wake(sleeping_co);
 	loop_until(&done);
+	assert_int_equal(co_run(do_read_write, NULL), 0);
+	assert_int_equal(co_run(do_sleep, NULL), 0);
+	assert_int_equal(co_run(do_poll, NULL), 0);
+	assert_int_equal(co_run(do_cancel, NULL), 0);
 	if (kind == RING_SIM)
 		return;
 	for (int i = 0; i < 50; i++) {
