@@ -10,6 +10,11 @@
  * a page-cache copy, and return a byte count or 0, or a negative errno. EINTR and spurious EAGAIN
  * or ECANCELED from the kernel are resumed inside. Single calls may be short; the _full forms
  * resume at the right offset.
+ *
+ * Fork: before a process has rings there is nothing to mind. A child forked later starts without
+ * rings and workers and makes its own on need; it must not touch the parent's, nor be forked from
+ * inside a coroutine other than to exec. Under valgrind RING_DEFAULT is the threads engine. On sim,
+ * time is virtual (sleeps take none) and single reads and writes are short now and then.
  */
 #ifndef DROVER_RING_H
 #define DROVER_RING_H
