@@ -53,9 +53,10 @@ static void check_copied(struct l2_check *lc, uint32_t i, uint64_t entry, uint64
 			int64_t refcount = q2_refs_get(&lc->cur, cluster);
 
 			q2_refs_cursor_end(&lc->cur); /* no lock is held while somebody prints */
-			q2_check_message(ck, false, "Repairing OFLAG_COPIED data cluster: "
-				"l2_entry=%llx refcount=%lld", (unsigned long long)entry,
-				(long long)refcount);
+			q2_check_message(ck, false,
+				"Repairing OFLAG_COPIED data cluster: "
+				"l2_entry=%llx refcount=%lld",
+				(unsigned long long)entry, (long long)refcount);
 			store_entry(lc, i, entry ^ Q2_COPIED);
 			lc->copied_fixed++;
 		}
@@ -64,8 +65,8 @@ static void check_copied(struct l2_check *lc, uint32_t i, uint64_t entry, uint64
 	lc->copied_wrong++;
 	pthread_mutex_lock(&ck->lock);
 	if (ck->ncopied_errors < Q2_MAX_COPIED_ERRORS)
-		ck->copied_errors[ck->ncopied_errors++] =
-			(struct q2_copied_error){.entry = entry, .cluster = cluster};
+		ck->copied_errors[ck->ncopied_errors++] = (struct q2_copied_error){
+			.entry = entry, .cluster = cluster};
 	pthread_mutex_unlock(&ck->lock);
 }
 
@@ -83,8 +84,10 @@ static void check_compressed(struct l2_check *lc, uint32_t i, uint64_t entry)
 	if (ck->first_pass) {
 		if (entry & Q2_COPIED) {
 			lc->fixable++;
-			q2_check_error(ck, "ERROR: coffset=0x%llx: copied flag must never be set "
-				"for compressed clusters", (unsigned long long)off);
+			q2_check_error(ck,
+				"ERROR: coffset=0x%llx: copied flag must never be set "
+				"for compressed clusters",
+				(unsigned long long)off);
 		}
 		lc->allocated++;
 		lc->compressed++;
@@ -112,18 +115,23 @@ static bool check_form(struct l2_check *lc, uint32_t i, uint64_t entry)
 			(unsigned long long)entry);
 	if (off == 0) {
 		if (report && bitmap & UINT32_MAX)
-			q2_check_error(ck, "ERROR: Unallocated cluster has non-zero subcluster "
+			q2_check_error(ck,
+				"ERROR: Unallocated cluster has non-zero subcluster "
 				"allocation map");
 		return false;
 	}
 	if (!report)
 		return true;
 	if (bitmap >> 32 & bitmap & UINT32_MAX)
-		q2_check_error(ck, "ERROR offset=%llx: Allocated cluster has corrupted subcluster "
-			"allocation bitmap", (unsigned long long)off);
+		q2_check_error(ck,
+			"ERROR offset=%llx: Allocated cluster has corrupted subcluster "
+			"allocation bitmap",
+			(unsigned long long)off);
 	if (off & (img->cluster_size - 1))
-		q2_check_error(ck, "ERROR offset=%llx: %s cluster is not properly aligned; L2 entry "
-			"corrupted.", (unsigned long long)off, zero ? "Preallocated" : "Data");
+		q2_check_error(ck,
+			"ERROR offset=%llx: %s cluster is not properly aligned; L2 entry "
+			"corrupted.",
+			(unsigned long long)off, zero ? "Preallocated" : "Data");
 	return true;
 }
 
@@ -154,7 +162,8 @@ static uint32_t find_run(const struct l2_check *lc, uint32_t i, uint32_t n, uint
 {
 	const struct q2_image *img = lc->ck->img;
 	uint64_t cluster = img->cluster_size, off = first & Q2_OFFSET_MASK;
-	uint64_t room = lc->ck->file_size > off ? (lc->ck->file_size - off) >> img->cluster_bits : 0;
+	uint64_t room = lc->ck->file_size > off ? (lc->ck->file_size - off) >> img->cluster_bits
+						: 0;
 	uint64_t want = first;
 	uint32_t k = i;
 
@@ -178,7 +187,8 @@ static bool check_run(struct l2_check *lc, uint32_t i, uint32_t n, uint64_t firs
 
 	if (external_data(ck))
 		return false;
-	flags_fit = q2_refs_add_run(&lc->cur, cluster, n, ck->fix_copied ? 0 : -lc->t->refs, copied);
+	flags_fit = q2_refs_add_run(
+		&lc->cur, cluster, n, ck->fix_copied ? 0 : -lc->t->refs, copied);
 	if (!ck->fix_copied) {
 		lc->allocated += n;
 		lc->fragmented += lc->next && lc->next != off;
@@ -190,12 +200,12 @@ static bool check_run(struct l2_check *lc, uint32_t i, uint32_t n, uint64_t firs
 	return true;
 }
 
-static int check_l2_table(void *arg, const struct q2_table *t, uint8_t *data,
-	struct q2_changed *changed)
+static int check_l2_table(
+	void *arg, const struct q2_table *t, uint8_t *data, struct q2_changed *changed)
 {
 	struct q2_check *ck = arg;
-	struct l2_check lc = {.ck = ck, .t = t, .changed = changed, .data = data,
-		.cur = {.refs = &ck->refs}};
+	struct l2_check lc = {
+		.ck = ck, .t = t, .changed = changed, .data = data, .cur = {.refs = &ck->refs}};
 	uint32_t n = 1u << ck->img->l2_bits, run;
 
 	for (uint32_t i = 0; i < n;) {
@@ -234,13 +244,16 @@ static int check_l2_unreadable(void *arg, const struct q2_table *t, int error)
 {
 	struct q2_check *ck = arg;
 
-	if (ck->first_pass) {
+	bool report;
+
+	pthread_mutex_lock(&ck->lock);
+	report = ck->first_pass || !ck->unreadable;
+	ck->c->check_errors += report;
+	ck->unreadable = true;
+	pthread_mutex_unlock(&ck->lock);
+	if (report)
 		q2_check_message(ck, true, "ERROR: cannot read the L2 table at offset 0x%llx: %s",
 			(unsigned long long)t->off, errno_text(error));
-		pthread_mutex_lock(&ck->lock);
-		ck->c->check_errors++;
-		pthread_mutex_unlock(&ck->lock);
-	}
 	return 0;
 }
 

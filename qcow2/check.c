@@ -80,8 +80,8 @@ void q2_check_refcount_error(struct q2_check *ck, const char *fmt, ...)
 
 /* --- refcounts on disk --------------------------------------------------------------------- */
 
-static int load_refblock(void *arg, const struct q2_table *t, uint8_t *data,
-	struct q2_changed *changed)
+static int load_refblock(
+	void *arg, const struct q2_table *t, uint8_t *data, struct q2_changed *changed)
 {
 	struct q2_check *ck = arg;
 	unsigned order = ck->img->h.refcount_order;
@@ -112,14 +112,18 @@ static int load_refblock(void *arg, const struct q2_table *t, uint8_t *data,
 static int refblock_unreadable(void *arg, const struct q2_table *t, int error)
 {
 	struct q2_check *ck = arg;
+	bool report;
 
-	if (!ck->first_pass)
-		return 0;
-	q2_check_message(ck, true, "ERROR: cannot read refcount block %llu at offset 0x%llx: %s",
-		(unsigned long long)t->index, (unsigned long long)t->off, errno_text(error));
 	pthread_mutex_lock(&ck->lock);
-	ck->c->check_errors++;
+	report = ck->first_pass || !ck->unreadable;
+	ck->c->check_errors += report;
+	ck->unreadable = true;
 	pthread_mutex_unlock(&ck->lock);
+	if (report)
+		q2_check_message(ck, true,
+			"ERROR: cannot read refcount block %llu at offset 0x%llx: %s",
+			(unsigned long long)t->index, (unsigned long long)t->off,
+			errno_text(error));
 	return 0;
 }
 
@@ -165,8 +169,8 @@ int co_q2_check_refcount(struct q2_check *ck, uint64_t cluster, uint64_t *ret)
 			return r;
 		ck->block_index = index;
 	}
-	*ret = q2_refcount_load(ck->block, cluster & ((1ULL << img->refblock_bits) - 1),
-		img->h.refcount_order);
+	*ret = q2_refcount_load(
+		ck->block, cluster & ((1ULL << img->refblock_bits) - 1), img->h.refcount_order);
 	return 0;
 }
 
@@ -242,13 +246,16 @@ static int co_report_copied(struct q2_check *ck)
 		if (r < 0)
 			return r;
 		if (e->l1)
-			q2_check_message(ck, true, "ERROR OFLAG_COPIED L2 cluster: l1_index=%llu "
-				"l1_entry=%llx refcount=%llu", (unsigned long long)e->l1_index,
-				(unsigned long long)e->entry, (unsigned long long)refcount);
-		else
-			q2_check_message(ck, true, "ERROR OFLAG_COPIED data cluster: "
-				"l2_entry=%llx refcount=%llu", (unsigned long long)e->entry,
+			q2_check_message(ck, true,
+				"ERROR OFLAG_COPIED L2 cluster: l1_index=%llu "
+				"l1_entry=%llx refcount=%llu",
+				(unsigned long long)e->l1_index, (unsigned long long)e->entry,
 				(unsigned long long)refcount);
+		else
+			q2_check_message(ck, true,
+				"ERROR OFLAG_COPIED data cluster: "
+				"l2_entry=%llx refcount=%llu",
+				(unsigned long long)e->entry, (unsigned long long)refcount);
 	}
 	if (ck->copied_wrong > ck->ncopied_errors)
 		q2_check_message(ck, true, "ERROR OFLAG_COPIED is wrong in %llu more entries",
@@ -282,7 +289,8 @@ static int co_check_pass(struct q2_check *ck)
 		r = -ENOMEM;
 	if (r == 0)
 		r = co_compare_window(ck);
-	if (r == 0 && ck->c->repair && !ck->bad_structure)
+	/* With a table unread, what seems unused may be in use: nothing is changed. */
+	if (r == 0 && ck->c->repair && !ck->bad_structure && !ck->unreadable)
 		r = co_q2_repair_refcounts(ck);
 	ck->first_pass = false;
 	return r;
@@ -310,13 +318,17 @@ static int co_repair(struct q2_check *ck, struct error *err)
 {
 	int r = 0;
 
+	if (ck->unreadable)
+		return 0;
 	if (ck->bad_structure && ck->c->repair & BLOCK_REPAIR_ERRORS)
 		r = co_q2_repair_rebuild(ck, err);
 	else if (ck->bad_structure)
-		return error_set(err, -EIO, "%s: the refcount structures are damaged; -r leaks cannot "
-			"repair that, -r all can", ck->img->node->filename);
-	if (r == 0 && (ck->copied_wrong || ck->fixable || ck->c->corruptions_fixed ||
-			      ck->c->leaks_fixed))
+		return error_set(err, -EIO,
+			"%s: the refcount structures are damaged; -r leaks cannot "
+			"repair that, -r all can",
+			ck->img->node->filename);
+	if (r == 0 &&
+		(ck->copied_wrong || ck->fixable || ck->c->corruptions_fixed || ck->c->leaks_fixed))
 		r = co_q2_repair_copied(ck);
 	if (r == 0)
 		r = co_clear_marks(ck);
@@ -345,8 +357,7 @@ static int co_check_quiesced(struct q2_check *ck, struct error *err)
 	ck->copied_errors = mem_calloc(Q2_MAX_COPIED_ERRORS, sizeof(*ck->copied_errors));
 	if (!ck->copied_errors)
 		return -ENOMEM;
-	r = q2_refs_init(&ck->refs, ck->clusters,
-		ck->c->memory ? ck->c->memory : DEFAULT_MEMORY);
+	r = q2_refs_init(&ck->refs, ck->clusters, ck->c->memory ? ck->c->memory : DEFAULT_MEMORY);
 	if (r == 0)
 		r = co_q2_check_gather(ck, err);
 	if (r < 0)
@@ -381,8 +392,8 @@ int co_q2_check_image(struct q2_image *img, struct block_check *c, struct error 
 	check_destroy(&ck);
 	if (r < 0 && why.code)
 		return error_set(err, r, "%s", why.text);
-	return r < 0 ? error_set_errno(err, r, "%s: the check could not be finished",
-			       img->node->filename)
+	return r < 0 ? error_set_errno(
+			       err, r, "%s: the check could not be finished", img->node->filename)
 		     : 0;
 }
 
@@ -392,12 +403,14 @@ static int co_check(struct block_node *n, struct block_check *c, struct error *e
 	int r;
 
 	if (c->repair && !img->writable)
-		return error_set(err, -EROFS, "%s: the image is open read-only and cannot be "
-			"repaired", n->filename);
+		return error_set(err, -EROFS,
+			"%s: the image is open read-only and cannot be "
+			"repaired",
+			n->filename);
 	r = co_q2_quiesce_begin(img);
 	if (r < 0)
-		return error_set_errno(err, r, "%s: cannot write out the metadata caches",
-			n->filename);
+		return error_set_errno(
+			err, r, "%s: cannot write out the metadata caches", n->filename);
 	r = co_q2_check_image(img, c, err);
 	if (c->repair) {
 		int r2 = co_q2_forget(img);
@@ -421,8 +434,9 @@ int co_q2_check_dirty(struct q2_image *img, struct error *err)
 	if (r < 0)
 		return r;
 	if (c.corruptions || c.check_errors)
-		return error_set(err, -EUCLEAN, "%s: the image was not closed cleanly and has %llu "
-			"errors that need a look; run: qemu-img check -r all", img->node->filename,
-			(unsigned long long)(c.corruptions + c.check_errors));
+		return error_set(err, -EUCLEAN,
+			"%s: the image was not closed cleanly and has %llu "
+			"errors that need a look; run: qemu-img check -r all",
+			img->node->filename, (unsigned long long)(c.corruptions + c.check_errors));
 	return 0;
 }

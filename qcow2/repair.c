@@ -8,6 +8,9 @@
  * switched to by the header; the old one is free then. In both ways nothing that is in use is
  * overwritten, so a crash leaves the image as damaged as before or better, and the next repair goes
  * on from there. COPIED flags come when the refcounts they speak of are durable.
+ *
+ * Where a table cannot be read nothing is repaired at all: its references are not known, and what
+ * looks like a leak may be data.
  */
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
@@ -206,6 +209,8 @@ static int co_count_references(struct q2_check *ck)
 		r = co_q2_check_l2_tables(ck);
 	if (r == 0 && ck->refs.out_of_memory)
 		r = -ENOMEM;
+	if (r == 0 && ck->unreadable)
+		r = -EIO;
 	return r < 0 ? r : q2_refs_sort(&ck->refs);
 }
 
