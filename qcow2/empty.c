@@ -28,9 +28,7 @@ static int co_drop_all(struct q2_image *img)
 	if (r == 0)
 		r = q2_tree_add_clusters(&tree, img->h.l1_offset, q2_clusters_for(img, n * 8ULL), -1);
 	if (r == 0)
-		r = co_q2_switch_l1(img, off, n, img->h.size);
-	if (r == 0)
-		r = co_q2_set_l1(img, zeroes, n);
+		r = co_q2_switch_l1(img, off, zeroes, n, img->h.size);
 	if (r == 0)
 		r = co_q2_tree_apply(&tree, Q2_TREE_LOWER, false);
 	q2_tree_destroy(&tree);

@@ -152,7 +152,7 @@ static int ext_string(const uint8_t *data, uint32_t len, const char *name, const
 	if (memchr(data, 0, len))
 		return LIMIT_ERR("%s: the %s contains a NUL byte: the header is corrupt", name, what);
 	*ret = mem_strndup((const char *)data, len);
-	return *ret ? 0 : -ENOMEM;
+	return *ret ? 0 : error_set(err, -ENOMEM, "%s: out of memory", name);
 }
 
 static int ext_unknown(struct q2_header *h, uint32_t type, const uint8_t *data, uint32_t len)

@@ -171,6 +171,19 @@ int q2_overlap_new(struct q2_image *img)
 	return r;
 }
 
+/* In place, so that only more tables than ever before take memory. */
+int q2_overlap_refill(struct q2_image *img)
+{
+	struct q2_overlap *o = img->overlap;
+
+	if (!o)
+		return q2_overlap_new(img);
+	memset(o->slot, 0, (o->mask + 1) * sizeof(*o->slot));
+	o->n = 0;
+	o->conflict = 0;
+	return collect_tables(img);
+}
+
 void q2_overlap_free(struct q2_overlap *o)
 {
 	if (!o)
@@ -225,12 +238,10 @@ bool q2_overlaps(struct q2_image *img, uint64_t off, uint64_t len, enum q2_overl
 	return ret;
 }
 
-int co_q2_overlap_check(
-	struct q2_image *img, uint64_t off, uint64_t len, enum q2_overlap_kind own)
+int co_q2_overlap_check(struct q2_image *img, uint64_t off, uint64_t len, enum q2_overlap_kind own)
 {
 	if (!q2_overlaps(img, off, len, own))
 		return 0;
-	return co_q2_corrupt(img,
-		"a write to [%#llx, %#llx) would overwrite metadata", (unsigned long long)off,
-		(unsigned long long)(off + len));
+	return co_q2_corrupt(img, "a write to [%#llx, %#llx) would overwrite metadata",
+		(unsigned long long)off, (unsigned long long)(off + len));
 }

@@ -340,6 +340,8 @@ int co_q2_refblocks_new(struct q2_image *img, uint64_t start, uint64_t n, uint64
 enum q2_overlap_kind { Q2_OVERLAP_NONE, Q2_OVERLAP_L2, Q2_OVERLAP_REFBLOCK };
 /* Collects the tables of a writable image at open. */
 int q2_overlap_new(struct q2_image *img);
+/* Made anew from the tables in memory; the image is quiesced. */
+int q2_overlap_refill(struct q2_image *img);
 void q2_overlap_free(struct q2_overlap *o);
 /* Did the tables collected at open claim a cluster twice, or one of the header's tables? */
 bool q2_overlap_conflict(const struct q2_image *img, uint64_t *ret);
@@ -642,8 +644,9 @@ int co_q2_forget(struct q2_image *img);
 uint64_t q2_clusters_for(const struct q2_image *img, uint64_t bytes);
 /* Clusters for a table of `bytes`, their refcounts durable; *off is 0 for 0 bytes. */
 int co_q2_alloc_table(struct q2_image *img, uint64_t bytes, uint64_t *off);
-/* H[size, L1] with its barriers, on disk and in img->h; on failure img->h is as before. */
-int co_q2_switch_l1(struct q2_image *img, uint64_t off, uint32_t entries, uint64_t size);
+/* H[size, L1] with its barriers, on disk and in memory; on failure memory is as before. */
+int co_q2_switch_l1(struct q2_image *img, uint64_t off, const uint64_t *l1, uint32_t entries,
+	uint64_t size);
 /* Copies of the tables in memory (host order). */
 int co_q2_set_l1(struct q2_image *img, const uint64_t *l1, uint32_t n);
 int co_q2_set_reftable(struct q2_image *img, const uint64_t *table, uint64_t n);
@@ -699,6 +702,7 @@ struct q2_check {
 	pthread_mutex_t lock;	      /* counters, messages and what follows */
 	bool first_pass;	      /* report what does not depend on the window */
 	bool bad_structure;	      /* refcount table or blocks cannot be repaired in place */
+	bool unreadable;	      /* a table could not be read: its references are not known */
 	bool fix_copied, may_set_copied; /* the pass that corrects COPIED flags */
 	bool counting;		      /* for a rebuild: references only, silently */
 	uint64_t refcount_errors;     /* corruptions that correct refcounts do away with */

@@ -43,9 +43,7 @@ static int co_replace_l1(struct q2_image *img, uint32_t n, uint32_t keep)
 		r = q2_tree_add_clusters(
 			&tree, img->h.l1_offset, q2_clusters_for(img, old_n * 8ULL), -1);
 	if (r == 0)
-		r = co_q2_switch_l1(img, off, n, img->h.size);
-	if (r == 0)
-		r = co_q2_set_l1(img, l1, n);
+		r = co_q2_switch_l1(img, off, l1, n, img->h.size);
 	if (r == 0)
 		r = co_q2_tree_apply(&tree, Q2_TREE_LOWER, false);
 	q2_tree_destroy(&tree);

@@ -7,8 +7,8 @@
  * header sector 0 (I7), and lowers refcounts last (A < B: a barrier between them):
  *
  *	create	DIRTY < { L1 copy without COPIED, COPIED cleared in the active tables, new snapshot
- *		table, +1 for all the tree } < H[snapshots] < -1 for the old snapshot table < DIRTY off
- *	delete	DIRTY < new snapshot table < H[snapshots] < -1 for the tree, the L1 copy and the old
+ *		table, +1 for all the tree } < H[snapshots] < -1 for the old snapshot table < DIRTY
+ *off delete	DIRTY < new snapshot table < H[snapshots] < -1 for the tree, the L1 copy and the old
  *		table < COPIED set where the count came down to 1 < DIRTY off
  *	apply	DIRTY < { +1 for what only the snapshot has, new L1 in new clusters without COPIED }
  *		< H[size, L1] < -1 for what only the old state had, the old L1 < DIRTY off
@@ -16,8 +16,8 @@
  * The first barrier of create lies between the tables and the refcounts, so that no state on disk
  * has COPIED beside a count of 2 with two references. In every state in between, refcounts are at
  * least the number of references (I1) and COPIED is set only where the count is 1 (I6), but where
- * an operation has not come to clear or set it: that only costs a copy, or is of one reference. With
- * version 3, DIRTY makes every reader repair that.
+ * an operation has not come to clear or set it: that only costs a copy, or is of one reference.
+ *With version 3, DIRTY makes every reader repair that.
  *
  * Only what differs is written: apply compares the two trees and touches no cluster that is in
  * both; create rewrites no L2 table that has no COPIED flag; delete sets flags in those tables only
@@ -33,14 +33,16 @@
 static int check_writable(const struct q2_image *img, struct error *err)
 {
 	if (img->h.incompatible & Q2_INCOMPAT_DATA_FILE)
-		return error_set(err, -ENOTSUP, "%s: images with an external data file have no "
-			"internal snapshots", img->node->filename);
+		return error_set(err, -ENOTSUP,
+			"%s: images with an external data file have no "
+			"internal snapshots",
+			img->node->filename);
 	return q2_structure_writable(img, err);
 }
 
 /* Writes the table of n snapshots into clusters of its own. */
-static int co_write_table(struct q2_image *img, const struct q2_snapshot_entry *v, uint32_t n,
-	uint64_t *off)
+static int co_write_table(
+	struct q2_image *img, const struct q2_snapshot_entry *v, uint32_t n, uint64_t *off)
 {
 	uint64_t bytes = q2_snapshot_table_bytes(v, n), padded = align_up(bytes, 512);
 	_cleanup_free_ uint8_t *buf = NULL;
@@ -99,11 +101,15 @@ static int new_entry(struct q2_image *img, const struct block_snapshot *s,
 	if (s->name && strlen(s->name) > UINT16_MAX)
 		return error_set(err, -EINVAL, "The snapshot name is longer than 65535 bytes");
 	if (img->nb_snapshots >= Q2_MAX_SNAPSHOTS)
-		return error_set(err, -EFBIG, "%s: the image has %u snapshots already, the most it "
-			"can have", img->node->filename, img->nb_snapshots);
+		return error_set(err, -EFBIG,
+			"%s: the image has %u snapshots already, the most it "
+			"can have",
+			img->node->filename, img->nb_snapshots);
 	if (img->max_refcount < 2)
-		return error_set(err, -ENOTSUP, "%s: with refcounts of 1 bit an image cannot have "
-			"snapshots", img->node->filename);
+		return error_set(err, -ENOTSUP,
+			"%s: with refcounts of 1 bit an image cannot have "
+			"snapshots",
+			img->node->filename);
 	if (s->id && *s->id)
 		for (uint32_t i = 0; i < img->nb_snapshots; i++)
 			if (!strcmp(img->snapshots[i].info.id, s->id))
@@ -126,16 +132,26 @@ static int new_entry(struct q2_image *img, const struct block_snapshot *s,
 	return 0;
 }
 
-/* The active L1 table without COPIED, on disk and in memory. */
+/* The active L1 table without COPIED, first on disk, then in memory: a write that fails leaves the
+ * flags in memory, so that they are cleared, and written, again. */
 static int co_clear_l1_copied(struct q2_image *img)
 {
+	uint32_t n = img->h.l1_size;
+	_cleanup_free_ uint64_t *l1 = mem_calloc(MAX(n, 1u), sizeof(*l1));
 	bool any = false;
+	int r = 0;
 
-	for (uint32_t i = 0; i < img->h.l1_size; i++) {
+	if (!l1)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n; i++) {
 		any |= !!(img->l1[i] & Q2_COPIED);
-		img->l1[i] &= ~Q2_COPIED;
+		l1[i] = img->l1[i] & ~Q2_COPIED;
 	}
-	return any ? co_q2_write_entries(img, img->h.l1_offset, img->l1, img->h.l1_size) : 0;
+	if (any)
+		r = co_q2_write_entries(img, img->h.l1_offset, l1, n);
+	if (r == 0 && n)
+		memcpy(img->l1, l1, n * sizeof(*l1));
+	return r;
 }
 
 /* The VM state belongs to the snapshot alone: out of the active table < one reference less. */
@@ -271,8 +287,8 @@ static int co_delete_lower(struct q2_image *img, const struct q2_snapshot_entry 
 	if (r == 0)
 		r = q2_tree_add_l1(&tree, img->l1, img->h.l1_size, 0, true);
 	if (r == 0)
-		r = q2_tree_add_clusters(&tree, e->l1_offset,
-			q2_clusters_for(img, (uint64_t)e->l1_size * 8), -1);
+		r = q2_tree_add_clusters(
+			&tree, e->l1_offset, q2_clusters_for(img, (uint64_t)e->l1_size * 8), -1);
 	if (r == 0)
 		r = q2_tree_add_clusters(&tree, old_off, q2_clusters_for(img, old_bytes), -1);
 	if (r == 0)
@@ -337,13 +353,14 @@ static int co_delete(struct block_node *node, const char *id_or_name, struct err
 
 /* --- apply --------------------------------------------------------------------------------- */
 
-static int co_apply_tree(struct q2_image *img, struct q2_tree *tree, uint64_t *l1, uint32_t entries,
-	uint64_t size)
+static int co_apply_tree(
+	struct q2_image *img, struct q2_tree *tree, uint64_t *l1, uint32_t entries, uint64_t size)
 {
 	uint64_t old_bytes = (uint64_t)img->h.l1_size * 8, new_off;
 	int r = co_q2_alloc_table(img, (uint64_t)entries * 8, &new_off);
 	if (r == 0)
-		r = q2_tree_add_clusters(tree, img->h.l1_offset, q2_clusters_for(img, old_bytes), -1);
+		r = q2_tree_add_clusters(
+			tree, img->h.l1_offset, q2_clusters_for(img, old_bytes), -1);
 
 	if (r == 0)
 		r = co_q2_tree_apply(tree, Q2_TREE_VERIFY, true);
@@ -355,17 +372,15 @@ static int co_apply_tree(struct q2_image *img, struct q2_tree *tree, uint64_t *l
 		co_undo_create(img);
 		return r;
 	}
-	r = co_q2_switch_l1(img, new_off, entries, size);
-	if (r == 0)
-		r = co_q2_set_l1(img, l1, entries);
+	r = co_q2_switch_l1(img, new_off, l1, entries, size);
 	if (r < 0)
 		return r;
 	__atomic_store_n(&img->node->size, size, __ATOMIC_RELAXED);
 	return co_q2_tree_apply(tree, Q2_TREE_LOWER, false);
 }
 
-static int co_apply_locked(struct q2_image *img, const struct q2_snapshot_entry *s,
-	struct error *err)
+static int co_apply_locked(
+	struct q2_image *img, const struct q2_snapshot_entry *s, struct error *err)
 {
 	uint64_t size = s->info.disk_size, entries = MAX(q2_l1_needed(img, size), s->l1_size);
 	_cleanup_free_ uint64_t *l1 = NULL, *new_l1 = NULL;
@@ -375,9 +390,11 @@ static int co_apply_locked(struct q2_image *img, const struct q2_snapshot_entry 
 	if (r < 0)
 		return r;
 	if (entries > Q2_MAX_L1_BYTES / 8)
-		return error_set(err, -EUCLEAN, "%s: snapshot '%s' has a disk size of %llu bytes, "
-			"too large for clusters of %llu bytes", img->node->filename, s->info.name,
-			(unsigned long long)size, (unsigned long long)img->cluster_size);
+		return error_set(err, -EUCLEAN,
+			"%s: snapshot '%s' has a disk size of %llu bytes, "
+			"too large for clusters of %llu bytes",
+			img->node->filename, s->info.name, (unsigned long long)size,
+			(unsigned long long)img->cluster_size);
 	new_l1 = mem_calloc(MAX(entries, 1ULL), sizeof(*new_l1));
 	if (!new_l1)
 		return -ENOMEM;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The frame of structural operations (snapshots, resize, emptying, repair): alone on the image, past
- * the caches, with the switches that they share.
+ * The frame of structural operations (snapshots, resize, emptying, repair): alone on the image,
+ * past the caches, with the switches that they share.
  *
- * Between co_q2_structure_begin() and _end() the file is all there is: caches are written and empty,
- * no request is in flight, the quarantine is empty. What the operation changes on disk it changes in
- * struct q2_image as well; what follows from that is made anew at the end (co_q2_forget).
+ * Between co_q2_structure_begin() and _end() the file is all there is: caches are written and
+ * empty, no request is in flight, the quarantine is empty. What the operation changes on disk it
+ * changes in struct q2_image as well; what follows from that is made anew at the end
+ * (co_q2_forget).
  */
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
@@ -13,11 +14,13 @@
 int q2_structure_writable(const struct q2_image *img, struct error *err)
 {
 	if (!img->writable)
-		return error_set(err, -EROFS, "%s: the image is open read-only",
-			img->node->filename);
+		return error_set(
+			err, -EROFS, "%s: the image is open read-only", img->node->filename);
 	if (img->corrupt)
-		return error_set(err, -EUCLEAN, "%s: the image is marked corrupt; repair it with "
-			"qemu-img check -r all", img->node->filename);
+		return error_set(err, -EUCLEAN,
+			"%s: the image is marked corrupt; repair it with "
+			"qemu-img check -r all",
+			img->node->filename);
 	return 0;
 }
 
@@ -34,8 +37,7 @@ int co_q2_forget(struct q2_image *img)
 	if (!img->writable)
 		return 0;
 	img->data_end = MAX(img->data_end, align_up(block_size(img->file), img->cluster_size));
-	q2_overlap_free(take(img->overlap));
-	r = q2_overlap_new(img);
+	r = q2_overlap_refill(img);
 	/* Without the guard nothing may be written. */
 	if (r < 0)
 		img->corrupt = true;
@@ -43,40 +45,54 @@ int co_q2_forget(struct q2_image *img)
 }
 
 /* A table of n entries (host order) with its dirty map, in the form that driver.c loads. */
-static int table_new(struct q2_image *img, const uint64_t *entries, uint64_t n, uint64_t **table,
-	uint8_t **dirty)
-{
-	uint64_t *t = block_buffer_alloc(img->file, MAX(n * 8, 8ULL));
-	uint8_t *d = mem_zalloc(MAX(div_up(n, 64), 1ULL));
+struct table {
+	uint64_t *entries;
+	uint8_t *dirty;
+};
 
-	if (!t || !d) {
-		mem_free(t);
-		mem_free(d);
+static int table_new(struct q2_image *img, const uint64_t *entries, uint64_t n, struct table *ret)
+{
+	ret->entries = block_buffer_alloc(img->file, MAX(n * 8, 8ULL));
+	ret->dirty = mem_zalloc(MAX(div_up(n, 64), 1ULL));
+	if (!ret->entries || !ret->dirty) {
+		mem_free(ret->entries);
+		mem_free(ret->dirty);
 		return -ENOMEM;
 	}
 	if (n)
-		memcpy(t, entries, n * 8);
-	mem_free(*table);
-	mem_free(*dirty);
-	*table = t;
-	*dirty = d;
+		memcpy(ret->entries, entries, n * 8);
 	return 0;
+}
+
+static void table_install(struct table *t, uint64_t **entries, uint8_t **dirty)
+{
+	mem_free(*entries);
+	mem_free(*dirty);
+	*entries = t->entries;
+	*dirty = t->dirty;
 }
 
 int co_q2_set_l1(struct q2_image *img, const uint64_t *l1, uint32_t n)
 {
-	return table_new(img, l1, n, &img->l1, &img->l1_dirty);
+	struct table t;
+	int r = table_new(img, l1, n, &t);
+
+	if (r == 0)
+		table_install(&t, &img->l1, &img->l1_dirty);
+	return r;
 }
 
 int co_q2_set_reftable(struct q2_image *img, const uint64_t *table, uint64_t n)
 {
-	int r = table_new(img, table, n, &img->reftable, &img->reftable_dirty);
+	struct table t;
+	int r = table_new(img, table, n, &t);
 
-	if (r == 0)
-		img->reftable_entries = n;
-	return r;
+	if (r < 0)
+		return r;
+	table_install(&t, &img->reftable, &img->reftable_dirty);
+	img->reftable_entries = n;
+	return 0;
 }
-
 
 /* Alone on the image, refcounts on disk, DIRTY durable where the operation wants it. */
 int co_q2_structure_begin(struct q2_image *img, bool dirty, struct error *err)
@@ -90,14 +106,14 @@ int co_q2_structure_begin(struct q2_image *img, bool dirty, struct error *err)
 			co_block_drain_end(img->node);
 	}
 	if (r < 0)
-		return error_set_errno(err, r, "%s: cannot prepare the image for the change",
-			img->node->filename);
+		return error_set_errno(
+			err, r, "%s: cannot prepare the image for the change", img->node->filename);
 	r = dirty ? co_q2_set_dirty(img, true) : 0;
 	if (r < 0) {
 		co_q2_quiesce_end(img);
 		co_block_drain_end(img->node);
-		return error_set_errno(err, r, "%s: cannot mark the image dirty",
-			img->node->filename);
+		return error_set_errno(
+			err, r, "%s: cannot mark the image dirty", img->node->filename);
 	}
 	return 0;
 }
@@ -117,12 +133,15 @@ int co_q2_structure_end(struct q2_image *img, int result, struct error *err, con
 	if (result == 0 || (err && err->code))
 		return result;
 	if (result == -EFBIG)
-		return error_set(err, result, "%s: cannot %s: a cluster would be referenced more "
-			"often than refcounts of %u bits can say", img->node->filename, what,
-			img->refcount_bits);
+		return error_set(err, result,
+			"%s: cannot %s: a cluster would be referenced more "
+			"often than refcounts of %u bits can say",
+			img->node->filename, what, img->refcount_bits);
 	if (result == -EUCLEAN)
-		return error_set(err, result, "%s: cannot %s: the image is corrupt; look at it with "
-			"qemu-img check", img->node->filename, what);
+		return error_set(err, result,
+			"%s: cannot %s: the image is corrupt; look at it with "
+			"qemu-img check",
+			img->node->filename, what);
 	return error_set_errno(err, result, "%s: cannot %s", img->node->filename, what);
 }
 
@@ -150,23 +169,31 @@ int co_q2_alloc_table(struct q2_image *img, uint64_t bytes, uint64_t *off)
 	return r;
 }
 
-/* H[size, L1]. */
-int co_q2_switch_l1(struct q2_image *img, uint64_t off, uint32_t entries, uint64_t size)
+/* H[size, L1]. Memory is taken before the switch: behind it nothing may fail but the disk. */
+int co_q2_switch_l1(
+	struct q2_image *img, uint64_t off, const uint64_t *l1, uint32_t entries, uint64_t size)
 {
 	struct q2_header *h = &img->h;
 	uint64_t old_size = h->size, old_off = h->l1_offset;
 	uint32_t old_entries = h->l1_size;
-	int r;
+	struct table t;
+	int r = table_new(img, l1, entries, &t);
 
+	if (r < 0)
+		return r;
 	h->size = size;
 	h->l1_offset = off;
 	h->l1_size = entries;
 	r = co_q2_header_switch(img);
-	if (r < 0) {
-		h->size = old_size;
-		h->l1_offset = old_off;
-		h->l1_size = old_entries;
+	if (r == 0) {
+		table_install(&t, &img->l1, &img->l1_dirty);
+		return 0;
 	}
+	h->size = old_size;
+	h->l1_offset = old_off;
+	h->l1_size = old_entries;
+	mem_free(t.entries);
+	mem_free(t.dirty);
 	return r;
 }
 
