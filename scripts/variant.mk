@@ -18,6 +18,10 @@ else ifeq ($(VARIANT),fuzz)
 CC             := clang
 VARIANT_FLAGS  := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined -O1 -DDROVER_FUZZ=1
 SO_FLAGS       :=
+else ifeq ($(VARIANT),cov)
+CC             := clang
+VARIANT_FLAGS  := -fprofile-instr-generate -fcoverage-mapping -O1
+SO_FLAGS       :=
 else ifeq ($(VARIANT),arm64)
 # The libraries stand in a sysroot that scripts/get-arm64 lays out.
 CC             := aarch64-linux-gnu-gcc --sysroot=$(CURDIR)/build/arm64-root
@@ -25,5 +29,5 @@ PKG_CONFIG     := scripts/arm64-pkg-config
 OBJCOPY        := aarch64-linux-gnu-objcopy
 LD_R            = aarch64-linux-gnu-ld -r
 else ifneq ($(VARIANT),)
-$(error VARIANT=$(VARIANT) is not one of asan, tsan, fuzz, arm64)
+$(error VARIANT=$(VARIANT) is not one of asan, tsan, fuzz, cov, arm64)
 endif
