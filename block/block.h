@@ -77,8 +77,8 @@ enum block_open_flags {
 	BLOCK_OPEN_EXCL = 1u << 9,	  /* with CREATE: -EEXIST when the file exists */
 	BLOCK_OPEN_COPY_ON_READ = 1u << 10,
 	BLOCK_OPEN_PROBED = 1u << 11, /* set by node.c: the format was found by probing */
-	BLOCK_OPEN_STORE = 1u << 12,  /* set by node.c: a format lives in this node; reads beyond
-					 the end give zeroes */
+	BLOCK_OPEN_STORE = 1u << 12,  /* a format lives in this node (set by open.c): it may
+					 grow, and reads beyond the end give zeroes */
 };
 
 /* Host cache modes as users name them. */

@@ -441,6 +441,20 @@ static int co_open_probed(struct conf *opts, const struct block_open_opts *o,
 	return 0;
 }
 
+/* For openers that do not say what they need. A file is a disk of fixed size then, unless the
+ * opener says it is a store; what lives in memory is scratch space and grows. */
+static void default_perms(const struct block_driver *drv, struct block_open_opts *o)
+{
+	bool rw = o->flags & BLOCK_OPEN_RDWR;
+
+	o->perm = BLOCK_PERM_READ | (rw ? BLOCK_PERM_WRITE : 0);
+	o->shared = BLOCK_PERM_ALL;
+	if (!drv->takes_filename)
+		o->flags |= BLOCK_OPEN_STORE;
+	if (rw && (o->flags & BLOCK_OPEN_STORE))
+		o->perm |= BLOCK_PERM_RESIZE;
+}
+
 /* Opens a node and what is below it, but not yet its backing file. */
 static int co_open_node(const struct conf *spec, const struct block_open_opts *o,
 	struct block_node **ret, struct error *err)
@@ -475,13 +489,8 @@ static int co_open_node(const struct conf *spec, const struct block_open_opts *o
 	}
 	if (r)
 		return r;
-	if (drv->kind == BLOCK_KIND_PROTOCOL && !eff.perm) {
-		eff.perm = BLOCK_PERM_READ;
-		if (eff.flags & BLOCK_OPEN_RDWR)
-			eff.perm |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
-		eff.shared = BLOCK_PERM_ALL;
-		eff.flags |= BLOCK_OPEN_STORE;
-	}
+	if (drv->kind == BLOCK_KIND_PROTOCOL && !eff.perm)
+		default_perms(drv, &eff);
 	conf_remove(opts, "backing"); /* n->spec keeps it for co_open_chain() */
 	r = co_node_open_on(drv, file, spec, opts, &eff, &n, err);
 	if (r)

@@ -109,7 +109,7 @@ CO_TEST(test_growth)
 
 		make_file(path, 0);
 		snprintf(text, sizeof(text), "driver=file,filename=%s%s", path, caches[i]);
-		n = must_open(text, RW);
+		n = must_open(text, RW | BLOCK_OPEN_STORE);
 		write_fill(n, 0, 100, 1);
 		write_fill(n, 100, 5000, 1);
 		write_fill(n, 10000, 4096, 1);
@@ -124,6 +124,11 @@ CO_TEST(test_growth)
 		check_int(block_size(n), 117001);
 		check(reads_zero(n, 12000, 105001));
 		check(reads_fill(n, 10000, 2000, 1));
+		co_block_node_unref(n);
+		/* As a disk, a file keeps its size. */
+		n = must_open(text, RW);
+		check_int(co_block_pwrite(n, 117001, "x", 1), -EIO);
+		check_int(co_block_pread(n, 117000, text, 2), -EIO);
 		co_block_node_unref(n);
 	}
 }
@@ -341,7 +346,7 @@ CO_TEST(test_parallel_growth)
 
 		make_file(path, 0);
 		snprintf(text, sizeof(text), "driver=file,filename=%s%s", path, caches[i]);
-		grown = must_open(text, RW);
+		grown = must_open(text, RW | BLOCK_OPEN_STORE);
 		for (uintptr_t t = 0; t < 4; t++)
 			check_int(ring_thread_start(NULL, co_grower, (void *)t, &threads[t]), 0);
 		for (unsigned t = 0; t < 4; t++)
