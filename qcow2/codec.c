@@ -5,9 +5,9 @@
  * Deflate clusters are raw deflate with a window of 4 KiB, which is all that some qcow2 readers
  * have; zstd clusters are one frame. Levels (open and create option compression_level):
  *
- *	deflate  0, 1  ISA-L 1 (the fast default)	zstd  0     level 3
- *		 2, 3  ISA-L 2, 3			      1-22  as they are
- *		 4-9   zlib 4-9
+ *	deflate  1-3  ISA-L 1-3		zstd  1-22  as they are
+ *		 4-9  zlib 4-9			      0     3
+ *		 0    1, the fast default
  *
  * The result depends on the cluster and the level only, never on what an encoder did before, so
  * that images come out the same whatever the number of threads.
@@ -48,13 +48,14 @@ static void zlib_free(voidpf opaque, voidpf p)
 
 static uint32_t isal_buf_size(int level)
 {
+	/* Small buffers end blocks earlier, so that codes follow the data: half a percent smaller. */
 	switch (level) {
+	case 1:
+		return ISAL_DEF_LVL1_SMALL;
 	case 2:
-		return ISAL_DEF_LVL2_DEFAULT;
-	case 3:
-		return ISAL_DEF_LVL3_DEFAULT;
+		return ISAL_DEF_LVL2_SMALL;
 	default:
-		return ISAL_DEF_LVL1_DEFAULT;
+		return ISAL_DEF_LVL3_SMALL;
 	}
 }
 
