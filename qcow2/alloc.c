@@ -10,6 +10,7 @@
  * on known metadata means that the refcounts lie: the image is marked corrupt.
  */
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 /* Beyond this no L2 entry can point. */
@@ -50,13 +51,14 @@ static int scan(struct q2_image *img, uint64_t from, uint64_t end, bool zero, ui
 			if (zero)
 				break;
 			/* Free up to the end of the missing block, or of the table. */
-			from = from >> img->refblock_bits >= img->reftable_entries ?
-				       end :
-				       ((from >> img->refblock_bits) + 1) << img->refblock_bits;
+			from = from >> img->refblock_bits >= img->reftable_entries
+				? end
+				: ((from >> img->refblock_bits) + 1) << img->refblock_bits;
 			continue;
 		}
 		spin_lock(q2_cache_lock(img->ref_cache));
-		hit = first + slice_scan(s, from - first, stop - first, img->h.refcount_order, zero);
+		hit = first +
+			slice_scan(s, from - first, stop - first, img->h.refcount_order, zero);
 		spin_unlock(q2_cache_lock(img->ref_cache));
 		q2_cache_put(img->ref_cache, s);
 		from = hit;
@@ -115,7 +117,8 @@ static int alloc_run(struct q2_image *img, uint64_t min, uint64_t max, uint64_t 
 
 	for (;;) {
 		/* Room for the blocks a run of this length may need, with some reserve. */
-		r = find_run(img, from, min, max + 8 + (max >> (img->refblock_bits - 2)), &start, &len);
+		r = find_run(
+			img, from, min, max + 8 + (max >> (img->refblock_bits - 2)), &start, &len);
 		if (r < 0)
 			return r;
 		if (min == 1 && from == img->free_hint)
@@ -164,6 +167,7 @@ int co_q2_alloc_data(struct q2_image *img, uint64_t n, uint64_t *ret, uint64_t *
 
 	if (r < 0)
 		return r;
+	co_block_event(img->file, "cluster_alloc");
 	co_mutex_lock(&img->alloc_mutex);
 	r = alloc_run(img, 1, n, ret, got);
 	if (r == 0)
@@ -209,8 +213,8 @@ static int alloc_at(struct q2_image *img, uint64_t at, uint64_t n, uint64_t *got
 	if (!n)
 		return 0;
 	if (q2_overlaps(img, at, n << img->cluster_bits, Q2_OVERLAP_NONE))
-		return co_q2_corrupt(img, "the free clusters at %#llx hold metadata",
-			(unsigned long long)at);
+		return co_q2_corrupt(
+			img, "the free clusters at %#llx hold metadata", (unsigned long long)at);
 	r = co_q2_refcount_add_locked(img, at, n, 1);
 	if (r < 0)
 		return r;

@@ -17,6 +17,7 @@
  */
 #include "base/mem.h"
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 #include <stdlib.h>
@@ -222,7 +223,8 @@ static int make_room(struct q2_image *img, struct q2_cache *c)
 
 	if (c->ndirty) {
 		spin_unlock(c->lock);
-		trace("q2_cache_full", "%s: %s", img->node->filename, c->is_l2 ? "L2" : "refcounts");
+		trace("q2_cache_full", "%s: %s", img->node->filename,
+			c->is_l2 ? "L2" : "refcounts");
 		r = c->is_l2 ? co_q2_commit(img, false) : co_q2_cache_writeback(img, c);
 	} else {
 		co_queue_wait(&c->waiters, c->lock);
@@ -241,14 +243,15 @@ static int load(struct q2_image *img, struct q2_cache *c, struct q2_slice *s, ui
 	if (off >= align_up(size, c->cluster_size))
 		return co_q2_corrupt(img, "%s slice at %#llx lies beyond the end of the file",
 			c->is_l2 ? "L2" : "refcount", (unsigned long long)off);
+	co_block_event(c->file, c->is_l2 ? "l2_load" : "refblock_load");
 	n = off < size ? MIN(size - off, (uint64_t)c->slice_size) : 0;
 	memset(s->data + n, 0, c->slice_size - n);
 	return n ? co_block_pread(c->file, off, s->data, n) : 0;
 }
 
 /* Fills the empty slice `s`, which nobody can find but as `loading`. */
-static int load_into(
-	struct q2_image *img, struct q2_cache *c, struct q2_slice *s, uint64_t off, struct q2_slice **ret)
+static int load_into(struct q2_image *img, struct q2_cache *c, struct q2_slice *s, uint64_t off,
+	struct q2_slice **ret)
 {
 	int r;
 
@@ -378,8 +381,7 @@ int q2_cache_copy_dirty(struct q2_cache *c, uint64_t seq, struct q2_copy **ret, 
 
 		if (!s->dirty || s->dirty_seq > seq)
 			continue;
-		copies[n] = (struct q2_copy){
-			s, s->off, s->gen, data + (size_t)n * c->slice_size};
+		copies[n] = (struct q2_copy){s, s->off, s->gen, data + (size_t)n * c->slice_size};
 		memcpy(copies[n].data, s->data, c->slice_size);
 		n++;
 		/* The lock is short: others get through between two slices, which keep their
@@ -426,8 +428,8 @@ static void mark_clean(struct q2_cache *c, const struct q2_copy *copies, uint32_
 }
 
 /* Copies that are neighbours on disk, in one request. */
-static int write_run(struct q2_image *img, struct q2_cache *c, const struct q2_copy *copies,
-	uint32_t n)
+static int write_run(
+	struct q2_image *img, struct q2_cache *c, const struct q2_copy *copies, uint32_t n)
 {
 	struct iovec iov[MAX_MERGE];
 	struct iov_slice buf = {iov, n, 0, (size_t)n * c->slice_size};
@@ -435,6 +437,7 @@ static int write_run(struct q2_image *img, struct q2_cache *c, const struct q2_c
 
 	for (uint32_t i = 0; i < n; i++)
 		iov[i] = (struct iovec){copies[i].data, c->slice_size};
+	co_block_event(c->file, c->is_l2 ? "l2_update" : "refblock_update");
 	r = co_block_write(c->file, copies[0].off, buf, 0);
 	trace("q2_cache_write", "%s: %s at %llu, %zu bytes, result %d", img->node->filename,
 		c->is_l2 ? "L2" : "refcounts", (unsigned long long)copies[0].off, buf.len, r);

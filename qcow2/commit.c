@@ -24,13 +24,16 @@
  */
 #include "base/mem.h"
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 int co_q2_barrier(struct q2_image *img)
 {
 	uint64_t number = q2_free_barrier_begin(img);
-	int r = co_block_flush(img->file);
+	int r;
 
+	co_block_event(img->file, "flush_to_disk");
+	r = co_block_flush(img->file);
 	trace("q2_barrier", "%s: result %d", img->node->filename, r);
 	if (r == 0)
 		q2_free_barrier_end(img, number);
@@ -42,7 +45,7 @@ int co_q2_barrier(struct q2_image *img)
 struct sectors {
 	uint32_t n;
 	uint32_t *index; /* sector numbers, ascending; data behind */
-	uint8_t *data;	 /* 512 bytes each */
+	uint8_t *data;   /* 512 bytes each */
 };
 
 static void sectors_free(struct sectors *s)
@@ -73,8 +76,8 @@ static void sector_encode(const uint64_t *table, uint64_t entries, uint32_t sect
 }
 
 /* Copies dirty sectors and clears their marks; on a failed write the marks are set again. */
-static void sectors_take(struct sectors *s, uint32_t max, const uint64_t *table, uint64_t entries,
-	uint8_t *dirty)
+static void sectors_take(
+	struct sectors *s, uint32_t max, const uint64_t *table, uint64_t entries, uint8_t *dirty)
 {
 	for (uint32_t i = 0; i < div_up(entries, 64) && s->n < max; i++) {
 		if (!dirty[i])
@@ -93,10 +96,12 @@ static int sectors_write(struct q2_image *img, struct sectors *s, uint64_t table
 
 		for (run = 1; i + run < s->n && s->index[i + run] == s->index[i] + run;)
 			run++;
+		co_block_event(
+			img->file, table_off == img->h.l1_offset ? "l1_update" : "reftable_update");
 		r = co_block_pwrite(img->file, table_off + s->index[i] * 512ULL,
 			s->data + i * 512ULL, run * 512ULL);
-		trace("q2_table_write", "%s: %u sectors at %llu, result %d", img->node->filename, run,
-			(unsigned long long)(table_off + s->index[i] * 512ULL), r);
+		trace("q2_table_write", "%s: %u sectors at %llu, result %d", img->node->filename,
+			run, (unsigned long long)(table_off + s->index[i] * 512ULL), r);
 		if (r < 0)
 			return r;
 	}
@@ -159,8 +164,8 @@ static int reftable_write(struct q2_image *img)
 		if (r == 0)
 			r = sectors_alloc(img, &s, n);
 		if (r == 0) {
-			sectors_take(&s, n, img->reftable, img->reftable_entries,
-				img->reftable_dirty);
+			sectors_take(
+				&s, n, img->reftable, img->reftable_entries, img->reftable_dirty);
 			r = sectors_write(img, &s, img->h.reftable_offset);
 			for (uint32_t i = 0; r < 0 && i < s.n; i++)
 				img->reftable_dirty[s.index[i]] = 1;
@@ -190,7 +195,8 @@ static bool refcounts_wait(const struct q2_image *img)
 }
 
 /* Steps 3 to 6 for one bounded set of copies. */
-static int commit_round(struct q2_image *img, struct q2_copy *copies, uint32_t n, struct sectors *l1)
+static int commit_round(
+	struct q2_image *img, struct q2_copy *copies, uint32_t n, struct sectors *l1)
 {
 	int r = refcounts_wait(img) ? 0 : co_q2_write_refcounts(img);
 
@@ -236,8 +242,8 @@ static bool anything_dirty(struct q2_image *img)
 	l1 = img->l1_ndirty;
 	spin_unlock(&img->map_lock);
 	return l1 || q2_cache_is_dirty(img->l2_cache) || q2_cache_is_dirty(img->ref_cache) ||
-	       __atomic_load_n(&img->reftable_changed, __ATOMIC_ACQUIRE) || q2_free_unsealed(img) ||
-	       __atomic_load_n(&img->committing, __ATOMIC_ACQUIRE);
+		__atomic_load_n(&img->reftable_changed, __ATOMIC_ACQUIRE) ||
+		q2_free_unsealed(img) || __atomic_load_n(&img->committing, __ATOMIC_ACQUIRE);
 }
 
 int co_q2_commit(struct q2_image *img, bool durable)

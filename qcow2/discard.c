@@ -49,7 +49,8 @@ static struct q2_l2_entry whole_cluster(const struct drop *d, const struct q2_l2
 }
 
 /* Extended L2: subclusters [first, last] of a cluster that is not compressed. */
-static struct q2_l2_entry part_of_cluster(const struct q2_l2_entry *e, unsigned first, unsigned last)
+static struct q2_l2_entry part_of_cluster(
+	const struct q2_l2_entry *e, unsigned first, unsigned last)
 {
 	uint64_t mask = (2ULL << last) - (1ULL << first);
 
@@ -80,7 +81,7 @@ static int store(struct drop *d, uint64_t off, uint64_t n, const struct q2_l2_en
 	if (r == 0)
 		r = co_q2_l2_store(d->img, off, n, new);
 	for (uint64_t i = 0; r == 0 && i < n; i++) {
-		if ((new[i].entry & Q2_OFFSET_MASK) || !old[i].entry)
+		if ((new[i].entry &Q2_OFFSET_MASK) || !old[i].entry)
 			continue;
 		if (d->unmap)
 			q2_free_entry_punch(d->img, old[i].entry);
@@ -216,8 +217,7 @@ static int zero_piece(struct drop *d, uint64_t off, uint64_t len, uint32_t flags
 		*done = align_down(end - off, unit);
 		r = subclusters_zero(d, off, *done);
 		if (r == 1)
-			r = flags & BLOCK_IO_NO_FALLBACK ? -ENOTSUP :
-							   write_zeroes(img, off, *done);
+			r = flags & BLOCK_IO_NO_FALLBACK ? -ENOTSUP : write_zeroes(img, off, *done);
 		return r;
 	}
 	*done = MIN(end, align_down(off, unit) + unit) - off;

@@ -10,7 +10,6 @@
 #include "base/trace.h"
 #include "qcow2/qcow2.h"
 
-
 /* --- tables --- */
 
 struct table {
@@ -23,10 +22,11 @@ static int table_inside(struct q2_image *img, const struct table *t, struct erro
 	if (range_inside(t->off, t->len, block_size(img->file)))
 		return 0;
 	return error_set(err, -EUCLEAN,
-		"%s: the %s at offset %#llx (%llu bytes) ends behind the end of the file, which has "
+		"%s: the %s at offset %#llx (%llu bytes) ends behind the end of the file, which "
+		"has "
 		"%llu bytes: the image is cut off or corrupt",
-		img->node->filename, t->what, (unsigned long long)t->off, (unsigned long long)t->len,
-		(unsigned long long)block_size(img->file));
+		img->node->filename, t->what, (unsigned long long)t->off,
+		(unsigned long long)t->len, (unsigned long long)block_size(img->file));
 }
 
 static int tables_check(struct q2_image *img, struct error *err)
@@ -63,7 +63,8 @@ static int table_load(struct q2_image *img, const char *what, uint64_t off, uint
 	int r;
 
 	if (!t || !dirty)
-		return error_set(err, -ENOMEM, "%s: no memory for the %s", img->node->filename, what);
+		return error_set(
+			err, -ENOMEM, "%s: no memory for the %s", img->node->filename, what);
 	r = n ? co_block_pread(img->file, off, t, n * 8) : 0;
 	if (r < 0)
 		return error_set_errno(err, r, "%s: cannot read the %s", img->node->filename, what);
@@ -99,12 +100,14 @@ static int refuse_reading(struct q2_image *img, struct error *err)
 		return 0;
 	if (img->h.incompatible & Q2_INCOMPAT_DATA_FILE)
 		return error_set(err, -ENOTSUP,
-			"%s: the guest data is in an external data file, which this version does not "
+			"%s: the guest data is in an external data file, which this version does "
+			"not "
 			"open; only its information can be shown",
 			name);
 	if (img->h.crypt_method != Q2_CRYPT_NONE)
 		return error_set(err, -ENOTSUP,
-			"%s: the image is encrypted, which this version cannot read; only its information "
+			"%s: the image is encrypted, which this version cannot read; only its "
+			"information "
 			"can be shown",
 			name);
 	return 0;
@@ -117,18 +120,22 @@ static int refuse_writing(struct q2_image *img, struct error *err)
 
 	if (h->incompatible & Q2_INCOMPAT_DATA_FILE)
 		return error_set(err, -ENOTSUP,
-			"%s: the image has an external data file, which this version does not write", name);
+			"%s: the image has an external data file, which this version does not "
+			"write",
+			name);
 	if (h->crypt_method != Q2_CRYPT_NONE)
 		return error_set(err, -ENOTSUP,
 			"%s: the image is encrypted, which this version does not write", name);
 	if (h->has_bitmaps_ext && (h->autoclear & Q2_AUTOCLEAR_BITMAPS))
 		return error_set(err, -ENOTSUP,
-			"%s: the image has persistent bitmaps, which this version would leave out of date; "
+			"%s: the image has persistent bitmaps, which this version would leave out "
+			"of date; "
 			"open it read-only, or remove them with 'qemu-img bitmap --remove'",
 			name);
 	if ((h->incompatible & Q2_INCOMPAT_CORRUPT) && !(img->node->opts.flags & BLOCK_OPEN_CHECK))
 		return error_set(err, -EACCES,
-			"%s: the image is marked corrupt and cannot be opened for writing; repair it with "
+			"%s: the image is marked corrupt and cannot be opened for writing; repair "
+			"it with "
 			"'qemu-img check -r all'",
 			name);
 	return 0;
@@ -144,7 +151,8 @@ static int rights_check(struct q2_image *img, struct error *err)
 		return r;
 	if (limit && img->h.size > limit)
 		return error_set(err, -EFBIG,
-			"%s: the virtual size of %llu bytes is more than the %llu allowed for untrusted "
+			"%s: the virtual size of %llu bytes is more than the %llu allowed for "
+			"untrusted "
 			"images",
 			n->filename, (unsigned long long)img->h.size, (unsigned long long)limit);
 	if (!(n->opts.flags & BLOCK_OPEN_RDWR))
@@ -215,7 +223,8 @@ static int writer_start(struct q2_image *img, struct error *err)
 	}
 	if (q2_overlap_conflict(img, &conflict))
 		return error_set(err, -EUCLEAN,
-			"%s: two tables claim the cluster at offset %#llx: the image is corrupt; open it "
+			"%s: two tables claim the cluster at offset %#llx: the image is corrupt; "
+			"open it "
 			"read-only, or repair it with 'qemu-img check -r all'",
 			img->node->filename, (unsigned long long)conflict);
 	return 0;
@@ -277,8 +286,7 @@ static int co_q2_open(struct block_node *n, struct conf *opts, struct error *err
 	if (r == 0)
 		r = open_tables(img, opts, err);
 	if (r == 0 && img->h.backing_name)
-		r = co_block_open_backing(
-			n, img->h.backing_name, img->h.backing_format, NULL, err);
+		r = co_block_open_backing(n, img->h.backing_name, img->h.backing_format, NULL, err);
 	trace("q2_open", "%s: %s, result %d", n->filename, img->writable ? "rw" : "ro", r);
 	if (r < 0)
 		image_destroy(img);
@@ -328,7 +336,8 @@ static int co_q2_reopen(struct block_node *n, const struct block_open_opts *o, s
 	if (!rw) {
 		r = writer_stop(img);
 		if (r < 0)
-			return error_set_errno(err, r, "%s: cannot write the metadata", n->filename);
+			return error_set_errno(
+				err, r, "%s: cannot write the metadata", n->filename);
 		img->writable = false;
 		q2_overlap_free(take(img->overlap));
 		return 0;

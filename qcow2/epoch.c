@@ -20,14 +20,14 @@
 #define SLOTS 64u
 
 struct q2_epochs {
-	uint64_t current; /* atomic */
-	uint64_t oldest;  /* guarded by lock */
+	uint64_t current;   /* atomic */
+	uint64_t oldest;    /* guarded by lock */
 	uint32_t quiescing; /* atomic; counts, guarded by lock for changes */
 	struct spin lock;
-	struct co_queue door;	 /* requests that wait for the end of quiescing */
+	struct co_queue door;    /* requests that wait for the end of quiescing */
 	struct co_queue drained; /* those who wait for requests to leave */
-	uint32_t watchers;	 /* atomic: leaving requests look at `drained` */
-	struct co_mutex alone;	 /* one quiescer at a time */
+	uint32_t watchers;       /* atomic: leaving requests look at `drained` */
+	struct co_mutex alone;   /* one quiescer at a time */
 	struct {
 		uint64_t n; /* atomic */
 		char pad[56];
@@ -71,7 +71,7 @@ unsigned co_q2_request_enter(struct q2_image *img)
 
 		__atomic_add_fetch(&e->count[token].n, 1, __ATOMIC_SEQ_CST);
 		if (likely(__atomic_load_n(&e->current, __ATOMIC_SEQ_CST) == now &&
-			   !__atomic_load_n(&e->quiescing, __ATOMIC_SEQ_CST)))
+			    !__atomic_load_n(&e->quiescing, __ATOMIC_SEQ_CST)))
 			return token;
 		leave(e, token);
 		spin_lock(&e->lock);

@@ -12,8 +12,8 @@
  *
  * Only a release touches refcounts: the host space is punched first where that was asked for, while
  * the count still keeps the allocator away, then the count goes down (I2, I3). A commit that fails
- * leaves its batch sealed: the next one covers it. A range that cannot be recorded for want of memory, or whose
- * refcount cannot be changed, is leaked: that is always allowed.
+ * leaves its batch sealed: the next one covers it. A range that cannot be recorded for want of
+ *memory, or whose refcount cannot be changed, is leaked: that is always allowed.
  */
 #include "base/mem.h"
 #include "base/trace.h"
@@ -36,7 +36,7 @@ struct q2_free_queue {
 	struct spin lock;
 	struct batch *open; /* NULL: empty */
 	struct list sealed, written, durable;
-	uint64_t barriers;	 /* begun so far */
+	uint64_t barriers;       /* begun so far */
 	struct co_mutex release; /* before alloc_mutex: one at a time */
 };
 
@@ -202,7 +202,7 @@ bool q2_free_pending(struct q2_image *img)
 
 	spin_lock(&q->lock);
 	ret = q->open || !list_empty(&q->sealed) || !list_empty(&q->written) ||
-	      !list_empty(&q->durable);
+		!list_empty(&q->durable);
 	spin_unlock(&q->lock);
 	return ret;
 }
@@ -241,8 +241,7 @@ void q2_free_written(struct q2_image *img)
 	struct batch *b;
 
 	spin_lock(&q->lock);
-	list_for_each(b, &q->sealed, node)
-		b->barrier = q->barriers + 1;
+	list_for_each(b, &q->sealed, node) b->barrier = q->barriers + 1;
 	list_splice_tail(&q->written, &q->sealed);
 	spin_unlock(&q->lock);
 }
@@ -263,7 +262,8 @@ void q2_free_barrier_end(struct q2_image *img, uint64_t number)
 	struct batch *b, *tmp;
 
 	spin_lock(&q->lock);
-	list_for_each_safe(b, tmp, &q->written, node) {
+	list_for_each_safe(b, tmp, &q->written, node)
+	{
 		if (b->barrier > number)
 			continue;
 		list_del(&b->node);
@@ -282,7 +282,8 @@ static struct batch *releasable(struct q2_image *img)
 	struct batch *b, *ret = NULL;
 
 	spin_lock(&q->lock);
-	list_for_each(b, &q->durable, node) {
+	list_for_each(b, &q->durable, node)
+	{
 		if (b->epoch >= oldest)
 			continue;
 		ret = b;
@@ -299,8 +300,8 @@ static void release_batch(struct q2_image *img, struct batch *b)
 		struct range *r = &b->range[i];
 		int ret = co_q2_release(img, r->off, r->n >> img->cluster_bits, r->punch);
 
-		trace("q2_free_release", "%s: %llu bytes at %llu%s, result %d",
-			img->node->filename, (unsigned long long)r->n, (unsigned long long)r->off,
+		trace("q2_free_release", "%s: %llu bytes at %llu%s, result %d", img->node->filename,
+			(unsigned long long)r->n, (unsigned long long)r->off,
 			r->punch ? ", punched" : "", ret);
 	}
 }
@@ -334,8 +335,7 @@ int co_q2_free_drain(struct q2_image *img)
 	if (r < 0)
 		return r;
 	spin_lock(&q->lock);
-	list_for_each(b, &q->durable, node)
-		epoch = MAX(epoch, b->epoch + 1);
+	list_for_each(b, &q->durable, node) epoch = MAX(epoch, b->epoch + 1);
 	spin_unlock(&q->lock);
 	if (epoch)
 		co_q2_epoch_wait(img, epoch - 1);

@@ -129,13 +129,14 @@ int q2_header_build(const struct q2_header *h, uint8_t *buf, size_t len, struct 
 
 	if (name_len > Q2_MAX_BACKING_NAME)
 		return error_set(err, -EINVAL,
-			"the backing file name has %zu bytes, a qcow2 image has room for %u", name_len,
-			Q2_MAX_BACKING_NAME);
+			"the backing file name has %zu bytes, a qcow2 image has room for %u",
+			name_len, Q2_MAX_BACKING_NAME);
 	/* unknown_ext is walked through the original: a copied list head is no list. */
 	end = q2_header_build_extensions(h, buf, len, name_len, true);
 	if (end + name_len > len)
 		return error_set(err, -ENOSPC,
-			"the backing file name and the header extensions need %llu bytes, but the first "
+			"the backing file name and the header extensions need %llu bytes, but the "
+			"first "
 			"cluster has only %zu; use larger clusters or a shorter name",
 			(unsigned long long)(end + name_len), len);
 	out.backing_offset = name_len ? end : 0;

@@ -118,8 +118,7 @@ int co_q2_set_dirty(struct q2_image *img, bool dirty)
 	co_mutex_lock(&img->header_mutex);
 	if (r == 0 && dirty != img->dirty_on_disk) {
 		bits = img->h.incompatible & ~(uint64_t)Q2_INCOMPAT_DIRTY;
-		r = features_switch(
-			img, bits | (dirty ? Q2_INCOMPAT_DIRTY : 0), img->h.autoclear);
+		r = features_switch(img, bits | (dirty ? Q2_INCOMPAT_DIRTY : 0), img->h.autoclear);
 		if (r == 0)
 			__atomic_store_n(&img->dirty_on_disk, dirty, __ATOMIC_RELEASE);
 	}
@@ -212,7 +211,8 @@ static bool rewrite_build(struct rewrite *w, bool feature_names)
 	return true;
 }
 
-/* Writes new[from, to) as far as it lies behind sector 0, in whole sectors, and makes it durable. */
+/* Writes new[from, to) as far as it lies behind sector 0, in whole sectors, and makes it durable.
+ */
 static int rewrite_tail(struct rewrite *w, uint64_t from, uint64_t to)
 {
 	int r;
@@ -300,6 +300,6 @@ int co_q2_header_write_all(struct q2_image *img, struct error *err)
 			"%s: the first cluster has no room to change the backing file name safely; "
 			"convert the image to one with larger clusters",
 			img->node->filename);
-	return r < 0 ? error_set_errno(err, r, "%s: cannot write the header", img->node->filename) :
-		       0;
+	return r < 0 ? error_set_errno(err, r, "%s: cannot write the header", img->node->filename)
+		     : 0;
 }

@@ -50,8 +50,8 @@ static int check_basics(const struct q2_header *h, const char *name, struct erro
 {
 	if (h->version < 2 || h->version > 3)
 		return error_set(err, -ENOTSUP,
-			"%s: qcow2 version %u is not supported; only versions 2 and 3 exist here", name,
-			h->version);
+			"%s: qcow2 version %u is not supported; only versions 2 and 3 exist here",
+			name, h->version);
 	if (h->cluster_bits < Q2_MIN_CLUSTER_BITS || h->cluster_bits > Q2_MAX_CLUSTER_BITS)
 		return LIMIT_ERR("%s: cluster_bits is %u, it must be between %u and %u: "
 				 "the header is corrupt",
@@ -104,17 +104,19 @@ static int check_l1(const struct q2_header *h, const char *name, struct error *e
 	uint64_t bytes = h->l1_size * 8ULL, needed;
 
 	if (bytes > Q2_MAX_L1_BYTES)
-		return LIMIT_ERR("%s: the L1 table has %u entries, at most %llu are allowed (32 MiB)",
-			name, h->l1_size, Q2_MAX_L1_BYTES / 8);
+		return LIMIT_ERR(
+			"%s: the L1 table has %u entries, at most %llu are allowed (32 MiB)", name,
+			h->l1_size, Q2_MAX_L1_BYTES / 8);
 	if (h->size > INT64_MAX)
-		return LIMIT_ERR("%s: the virtual size %llu is beyond 2^63-1: the header is corrupt",
-			name, (unsigned long long)h->size);
+		return LIMIT_ERR(
+			"%s: the virtual size %llu is beyond 2^63-1: the header is corrupt", name,
+			(unsigned long long)h->size);
 	needed = div_up(h->size, 1ULL << span_bits);
 	if (h->l1_size < needed)
-		return LIMIT_ERR("%s: the L1 table has %u entries, but a virtual size of %llu bytes "
-				 "needs %llu: the header is corrupt",
-			name, h->l1_size, (unsigned long long)h->size,
-			(unsigned long long)needed);
+		return LIMIT_ERR(
+			"%s: the L1 table has %u entries, but a virtual size of %llu bytes "
+			"needs %llu: the header is corrupt",
+			name, h->l1_size, (unsigned long long)h->size, (unsigned long long)needed);
 	return h->l1_size ? check_range(h, name, "L1 table", h->l1_offset, bytes, err) : 0;
 }
 
@@ -130,17 +132,17 @@ static int check_tables(const struct q2_header *h, const char *name, struct erro
 				 "qemu-img check -r all can rebuild it",
 			name);
 	if (bytes > MAX(Q2_MAX_REFTABLE_BYTES, 1ULL << h->cluster_bits))
-		return LIMIT_ERR("%s: the refcount table has %u clusters, more than the allowed 8 MiB",
-			name, h->reftable_clusters);
+		return LIMIT_ERR(
+			"%s: the refcount table has %u clusters, more than the allowed 8 MiB", name,
+			h->reftable_clusters);
 	r = check_range(h, name, "refcount table", h->reftable_offset, bytes, err);
 	if (r < 0)
 		return r;
 	if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
 		return LIMIT_ERR("%s: the header counts %u snapshots, at most %u are allowed", name,
 			h->nb_snapshots, Q2_MAX_SNAPSHOTS);
-	return h->nb_snapshots ?
-		check_range(h, name, "snapshot table", h->snapshots_offset, 0, err) :
-		0;
+	return h->nb_snapshots ? check_range(h, name, "snapshot table", h->snapshots_offset, 0, err)
+			       : 0;
 }
 
 /* --- extensions --- */
@@ -150,7 +152,8 @@ static int ext_string(const uint8_t *data, uint32_t len, const char *name, const
 	char **ret, struct error *err)
 {
 	if (memchr(data, 0, len))
-		return LIMIT_ERR("%s: the %s contains a NUL byte: the header is corrupt", name, what);
+		return LIMIT_ERR(
+			"%s: the %s contains a NUL byte: the header is corrupt", name, what);
 	*ret = mem_strndup((const char *)data, len);
 	return *ret ? 0 : error_set(err, -ENOMEM, "%s: out of memory", name);
 }
@@ -184,9 +187,7 @@ static bool ext_seen(const struct q2_header *h, uint32_t type)
 	case Q2_EXT_DATA_FILE:
 		return h->data_file;
 	}
-	list_for_each(ext, &h->unknown_ext, node)
-		if (ext->type == type)
-			return true;
+	list_for_each(ext, &h->unknown_ext, node) if (ext->type == type) return true;
 	return false;
 }
 
@@ -218,8 +219,8 @@ static int ext_keep(struct q2_header *h, uint32_t type, const uint8_t *data, uin
 		h->feature_names_len = len;
 		return 0;
 	case Q2_EXT_BITMAPS:
-		return ext_fixed(data, len, name, "bitmaps", h->bitmaps_ext,
-			sizeof(h->bitmaps_ext), &h->has_bitmaps_ext, err);
+		return ext_fixed(data, len, name, "bitmaps", h->bitmaps_ext, sizeof(h->bitmaps_ext),
+			&h->has_bitmaps_ext, err);
 	case Q2_EXT_CRYPTO:
 		return ext_fixed(data, len, name, "encryption", h->crypto_ext,
 			sizeof(h->crypto_ext), &h->has_crypto_ext, err);
@@ -228,8 +229,8 @@ static int ext_keep(struct q2_header *h, uint32_t type, const uint8_t *data, uin
 }
 
 /* The area from the header's end up to the backing name, or to the end of the cluster. */
-static int extensions_load(struct q2_header *h, const uint8_t *buf, size_t len, const char *name,
-	struct error *err)
+static int extensions_load(
+	struct q2_header *h, const uint8_t *buf, size_t len, const char *name, struct error *err)
 {
 	uint64_t pos = h->header_length, end = h->backing_offset ? h->backing_offset : len;
 
@@ -242,8 +243,9 @@ static int extensions_load(struct q2_header *h, const uint8_t *buf, size_t len, 
 		if (type == Q2_EXT_END)
 			break;
 		if (n > end - pos)
-			return LIMIT_ERR("%s: the header extension %#x at offset %llu has %u bytes, "
-					 "more than there is room for: the header is corrupt",
+			return LIMIT_ERR(
+				"%s: the header extension %#x at offset %llu has %u bytes, "
+				"more than there is room for: the header is corrupt",
 				name, type, (unsigned long long)pos - 8, n);
 		if (ext_seen(h, type))
 			return LIMIT_ERR("%s: the header extension %#x occurs twice: "
@@ -258,8 +260,8 @@ static int extensions_load(struct q2_header *h, const uint8_t *buf, size_t len, 
 	return 0;
 }
 
-static int backing_load(struct q2_header *h, const uint8_t *buf, size_t len, const char *name,
-	struct error *err)
+static int backing_load(
+	struct q2_header *h, const uint8_t *buf, size_t len, const char *name, struct error *err)
 {
 	if (!h->backing_offset != !h->backing_len) {
 		/* Old writers leave the offset of an empty name behind. */
@@ -274,8 +276,8 @@ static int backing_load(struct q2_header *h, const uint8_t *buf, size_t len, con
 	if (!h->backing_offset)
 		return 0;
 	if (h->backing_len > Q2_MAX_BACKING_NAME)
-		return LIMIT_ERR("%s: the backing file name has %u bytes, at most %u are allowed", name,
-			h->backing_len, Q2_MAX_BACKING_NAME);
+		return LIMIT_ERR("%s: the backing file name has %u bytes, at most %u are allowed",
+			name, h->backing_len, Q2_MAX_BACKING_NAME);
 	if (h->backing_offset < h->ext_end || !range_inside(h->backing_offset, h->backing_len, len))
 		return LIMIT_ERR("%s: the backing file name at offset %#llx lies outside the first "
 				 "cluster or inside the header: the header is corrupt",
@@ -351,25 +353,28 @@ static int check_features(const struct q2_header *h, const char *name, struct er
 	if (r < 0)
 		return r;
 	if ((h->incompatible & Q2_INCOMPAT_EXTL2) && h->cluster_bits < Q2_MIN_EXTL2_CLUSTER_BITS)
-		return LIMIT_ERR("%s: extended L2 entries need clusters of at least 16 KiB, this image "
-				 "has %llu bytes: the header is corrupt",
+		return LIMIT_ERR(
+			"%s: extended L2 entries need clusters of at least 16 KiB, this image "
+			"has %llu bytes: the header is corrupt",
 			name, 1ULL << h->cluster_bits);
 	if (h->crypt_method > Q2_CRYPT_LUKS)
 		return error_set(err, -ENOTSUP,
-			"%s: encryption method %u is not supported; known are 0 (none), 1 (AES) and 2 "
+			"%s: encryption method %u is not supported; known are 0 (none), 1 (AES) "
+			"and 2 "
 			"(LUKS)",
 			name, h->crypt_method);
 	if ((h->crypt_method == Q2_CRYPT_LUKS) != h->has_crypto_ext)
-		return LIMIT_ERR("%s: encryption method %u and the encryption header extension (%s) "
-				 "contradict each other: the header is corrupt",
+		return LIMIT_ERR(
+			"%s: encryption method %u and the encryption header extension (%s) "
+			"contradict each other: the header is corrupt",
 			name, h->crypt_method, h->has_crypto_ext ? "present" : "absent");
 	return 0;
 }
 
 /* --- entry points --- */
 
-static int header_decode(struct q2_header *h, const uint8_t *buf, size_t len, const char *name,
-	struct error *err)
+static int header_decode(
+	struct q2_header *h, const uint8_t *buf, size_t len, const char *name, struct error *err)
 {
 	int r;
 
@@ -394,14 +399,15 @@ static int header_decode(struct q2_header *h, const uint8_t *buf, size_t len, co
 	return r < 0 ? r : check_tables(h, name, err);
 }
 
-int q2_header_decode(const uint8_t *buf, size_t len, const char *name, struct q2_header *ret,
-	struct error *err)
+int q2_header_decode(
+	const uint8_t *buf, size_t len, const char *name, struct q2_header *ret, struct error *err)
 {
 	struct q2_header h = {0};
 	int r;
 
 	if (len < 4 || load_be32(buf) != Q2_MAGIC)
-		return error_set(err, -EINVAL, "%s: not a qcow2 image (the magic is missing)", name);
+		return error_set(
+			err, -EINVAL, "%s: not a qcow2 image (the magic is missing)", name);
 	if (len < Q2_H_V2_LENGTH)
 		return LIMIT_ERR("%s: the file ends inside the qcow2 header", name);
 	list_init(&h.unknown_ext);
@@ -434,7 +440,8 @@ void q2_header_destroy(struct q2_header *h)
 	mem_free(take(h->feature_names));
 	if (!h->unknown_ext.next)
 		return;
-	list_for_each_safe(ext, tmp, &h->unknown_ext, node) {
+	list_for_each_safe(ext, tmp, &h->unknown_ext, node)
+	{
 		list_del(&ext->node);
 		mem_free(ext);
 	}

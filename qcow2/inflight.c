@@ -38,9 +38,8 @@ static bool busy(struct q2_allocs *a, const struct q2_alloc_range *r)
 {
 	struct q2_alloc_range *other;
 
-	list_for_each(other, &a->ranges, node)
-		if (r->start < other->end && other->start < r->end)
-			return true;
+	list_for_each(other, &a->ranges,
+		node) if (r->start < other->end && other->start < r->end) return true;
 	return false;
 }
 

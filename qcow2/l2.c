@@ -11,6 +11,7 @@
  */
 #include "base/mem.h"
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 static bool table_ready(struct q2_image *img, uint64_t index, uint64_t *entry)
@@ -18,8 +19,7 @@ static bool table_ready(struct q2_image *img, uint64_t index, uint64_t *entry)
 	spin_lock(&img->map_lock);
 	*entry = index < img->h.l1_size ? img->l1[index] : 0;
 	spin_unlock(&img->map_lock);
-	return (*entry & Q2_OFFSET_MASK) && (*entry & Q2_COPIED) &&
-	       q2_l1_entry_valid(img, *entry);
+	return (*entry & Q2_OFFSET_MASK) && (*entry & Q2_COPIED) && q2_l1_entry_valid(img, *entry);
 }
 
 /* A table of zeroes, or the content of `old`, at `off`. */
@@ -35,6 +35,7 @@ static int table_write(struct q2_image *img, uint64_t old, uint64_t off)
 	else if ((r = co_block_pread(img->file, old, buf, img->cluster_size)) < 0)
 		return r;
 	q2_cache_drop_range(img->l2_cache, off, img->cluster_size);
+	co_block_event(img->file, "l2_alloc_write");
 	return co_block_pwrite(img->file, off, buf, img->cluster_size);
 }
 
@@ -114,8 +115,8 @@ static int slice_get(struct q2_image *img, uint64_t off, struct q2_slice **ret, 
 	if (!q2_l1_entry_valid(img, l1))
 		return co_q2_corrupt(img, "L1 entry %llu is %#llx", (unsigned long long)index,
 			(unsigned long long)l1);
-	r = co_q2_cache_get(img, img->l2_cache,
-		q2_l2_slice_offset(img, l1 & Q2_OFFSET_MASK, off), ret);
+	r = co_q2_cache_get(
+		img, img->l2_cache, q2_l2_slice_offset(img, l1 & Q2_OFFSET_MASK, off), ret);
 	if (r == 0)
 		*entry = (*ret)->data + (q2_l2_index(img, off) * img->l2_entry_size & (size - 1));
 	return r;

@@ -17,7 +17,7 @@ struct run {
 	const struct q2_image *img;
 	struct q2_mapping *m;
 	uint64_t off, want; /* guest offset of the next byte, bytes still wanted */
-	uint64_t bad;	    /* the entry that makes no sense */
+	uint64_t bad;       /* the entry that makes no sense */
 };
 
 #define SLICES_MAX 32u
@@ -41,7 +41,7 @@ static bool entry_valid(const struct q2_image *img, uint64_t entry)
 	if (img->h.version < 3 || img->extl2)
 		reserved |= Q2_ZERO;
 	return is_aligned(entry & Q2_OFFSET_MASK, img->cluster_size) &&
-	       !(img->writable && (entry & reserved));
+		!(img->writable && (entry & reserved));
 }
 
 enum q2_kind q2_entry_kind(const struct q2_image *img, uint64_t entry)
@@ -130,7 +130,7 @@ static enum step extl2_step(struct run *r, uint64_t entry, uint64_t bitmap, bool
 	if (entry & Q2_COMPRESSED)
 		return entry_step(r, entry, l1_copied);
 	if (unlikely(!entry_valid(img, entry) || ((bitmap >> 32) & bitmap & UINT32_MAX) ||
-		     (!(entry & Q2_OFFSET_MASK) && (uint32_t)bitmap))) {
+		    (!(entry & Q2_OFFSET_MASK) && (uint32_t)bitmap))) {
 		r->bad = entry;
 		return STEP_BAD;
 	}
@@ -152,7 +152,8 @@ static enum step extl2_step(struct run *r, uint64_t entry, uint64_t bitmap, bool
 }
 
 /* The part of the run inside one cached slice. */
-static enum step slice_step(struct run *r, const struct q2_slice *s, uint32_t slice_size, bool copied)
+static enum step slice_step(
+	struct run *r, const struct q2_slice *s, uint32_t slice_size, bool copied)
 {
 	const struct q2_image *img = r->img;
 	uint64_t per = slice_size / img->l2_entry_size;
@@ -162,8 +163,8 @@ static enum step slice_step(struct run *r, const struct q2_slice *s, uint32_t sl
 	for (; i < per && r->want && step == STEP_MORE; i++) {
 		const uint8_t *p = s->data + i * img->l2_entry_size;
 
-		step = img->extl2 ? extl2_step(r, load_be64(p), load_be64(p + 8), copied) :
-				    entry_step(r, load_be64(p), copied);
+		step = img->extl2 ? extl2_step(r, load_be64(p), load_be64(p + 8), copied)
+				  : entry_step(r, load_be64(p), copied);
 	}
 	return step;
 }

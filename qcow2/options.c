@@ -64,15 +64,16 @@ static uint64_t l2_needed(const struct q2_image *img)
 	return div_up(img->h.size, img->cluster_size) * img->l2_entry_size;
 }
 
-static int sizes_combined(struct q2_image *img, struct conf *opts, uint64_t total, struct sizes *s,
-	struct error *err)
+static int sizes_combined(
+	struct q2_image *img, struct conf *opts, uint64_t total, struct sizes *s, struct error *err)
 {
 	bool l2 = conf_has(opts, "l2-cache-size"), ref = conf_has(opts, "refcount-cache-size");
 	uint64_t ref_min = 4 * s->slice;
 
 	if (l2 && ref)
 		return error_set(err, -EINVAL,
-			"cache-size, l2-cache-size and refcount-cache-size may not be set at the same "
+			"cache-size, l2-cache-size and refcount-cache-size may not be set at the "
+			"same "
 			"time");
 	if (l2 && s->l2 > total)
 		return error_set(err, -EINVAL, "l2-cache-size may not exceed cache-size");
@@ -104,7 +105,8 @@ static int sizes_read(struct q2_image *img, struct conf *opts, struct sizes *s, 
 		return r;
 	if (!is_pow2(s->slice) || s->slice < 512 || s->slice > img->cluster_size)
 		return error_set(err, -EINVAL,
-			"L2 cache entry size must be a power of two between 512 and the cluster size "
+			"L2 cache entry size must be a power of two between 512 and the cluster "
+			"size "
 			"(%llu)",
 			(unsigned long long)img->cluster_size);
 	return total == UINT64_MAX ? 0 : sizes_combined(img, opts, total, s, err);
@@ -131,7 +133,8 @@ static int switches_read(struct q2_image *img, struct conf *opts, struct error *
 	img->compression_level = (int)level;
 	if (img->lazy_refcounts && img->h.version < 3)
 		return error_set(err, -EINVAL,
-			"%s: lazy-refcounts needs a version 3 image (compat=1.1)", img->node->filename);
+			"%s: lazy-refcounts needs a version 3 image (compat=1.1)",
+			img->node->filename);
 	if (img->discard_no_unref && img->h.version < 3)
 		return error_set(err, -EINVAL,
 			"%s: discard-no-unref needs a version 3 image (compat=1.1)",
@@ -157,14 +160,16 @@ int q2_options_apply(struct q2_image *img, struct conf *opts, struct error *err)
 	if (r < 0)
 		return r;
 	r = q2_cache_new(img, (uint32_t)s.slice,
-		slices(s.l2, MAX((uint64_t)img->h.l1_size << img->cluster_bits, L2_CACHE_MAX), s.slice),
+		slices(s.l2, MAX((uint64_t)img->h.l1_size << img->cluster_bits, L2_CACHE_MAX),
+			s.slice),
 		&img->map_lock, &img->l2_cache);
 	if (r == 0)
 		r = q2_cache_new(img, (uint32_t)ref_slice,
-			slices(s.ref, MAX(img->reftable_entries << img->cluster_bits, REF_CACHE_MAX),
+			slices(s.ref,
+				MAX(img->reftable_entries << img->cluster_bits, REF_CACHE_MAX),
 				ref_slice),
 			NULL, &img->ref_cache);
-	return r < 0 ? error_set(err, r, "%s: no memory for the metadata caches",
-			       img->node->filename) :
-		       0;
+	return r < 0
+		? error_set(err, r, "%s: no memory for the metadata caches", img->node->filename)
+		: 0;
 }

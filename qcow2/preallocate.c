@@ -32,8 +32,8 @@ static int run(struct q2_image *img, uint64_t off, uint64_t n, uint64_t *done)
 	if (!fresh)
 		r = co_block_zero(img->file, host, got << img->cluster_bits, 0);
 	for (uint64_t i = 0; i < got; i++)
-		e[i] = (struct q2_l2_entry){(host + (i << img->cluster_bits)) | Q2_COPIED,
-			img->extl2 ? UINT32_MAX : 0};
+		e[i] = (struct q2_l2_entry){
+			(host + (i << img->cluster_bits)) | Q2_COPIED, img->extl2 ? UINT32_MAX : 0};
 	if (r == 0)
 		r = co_q2_l2_store(img, off + (first << img->cluster_bits), got, e);
 	if (r < 0)
@@ -45,7 +45,8 @@ static int run(struct q2_image *img, uint64_t off, uint64_t n, uint64_t *done)
 static int preallocate(struct q2_image *img, uint64_t off, uint64_t end)
 {
 	while (off < end) {
-		uint64_t n = MIN(div_up(end - off, img->cluster_size), q2_l2_run_max(img, off)), done;
+		uint64_t n = MIN(div_up(end - off, img->cluster_size), q2_l2_run_max(img, off)),
+			 done;
 		struct q2_alloc_range range;
 		int r;
 
@@ -72,8 +73,8 @@ int co_q2_preallocate(struct q2_image *img, uint64_t off, uint64_t len, enum blo
 	trace("q2_preallocate", "%s: %llu bytes at %llu, result %d", img->node->filename,
 		(unsigned long long)len, (unsigned long long)off, r);
 	if (r < 0)
-		return error_set_errno(err, r, "%s: cannot preallocate clusters",
-			img->node->filename);
+		return error_set_errno(
+			err, r, "%s: cannot preallocate clusters", img->node->filename);
 	grow.size = img->data_end;
 	grow.prealloc = mode == BLOCK_PREALLOC_METADATA ? BLOCK_PREALLOC_OFF : mode;
 	if (grow.size <= block_size(img->file))

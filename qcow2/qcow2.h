@@ -33,9 +33,8 @@
  *    waits for requests and empties caches; they write with barriers of their own, and version 3
  *    images carry DIRTY around the ones in which COPIED and refcounts disagree for a while.
  *
- * Locks, in this order: quiesce (request epochs) < compress_mutex < table_mutex < commit_mutex < alloc_mutex <
- * header_mutex < map_lock (spin).
- * Nothing but co_mutexes is held across a yield.
+ * Locks, in this order: quiesce (request epochs) < compress_mutex < table_mutex < commit_mutex <
+ * alloc_mutex < header_mutex < map_lock (spin). Nothing but co_mutexes is held across a yield.
  */
 #ifndef DROVER_QCOW2_H
 #define DROVER_QCOW2_H
@@ -119,7 +118,7 @@ struct q2_image {
 	bool reftable_changed;	 /* any of them; read without the lock by commit.c */
 	struct q2_cache *ref_cache;
 	uint64_t punch_off, punch_len; /* host range being punched; one release at a time */
-	struct co_mutex compress_mutex; /* before alloc_mutex: one compressed reservation at a time */
+	struct co_mutex compress_mutex; /* one compressed reservation at a time */
 	uint64_t free_hint; /* cluster index where the search starts: none before it is free */
 	/* Byte offset from which on the file was never written: a hole or beyond its end. */
 	uint64_t data_end;
@@ -137,7 +136,7 @@ struct q2_image {
 
 	bool corrupt;		/* found at run time: no more writes */
 	bool dirty_on_disk;	/* DIRTY is durable in the header */
-	bool headers_cleared;	/* unknown autoclear bits were cleared (before the first write) */
+	bool headers_cleared;	/* unknown autoclear bits were cleared */
 	bool discard_no_unref, pass_discard;
 	/* Open option of a target that convert is still filling: sector 0 has no magic, and every
 	 * header write leaves it out, until co_finalize of the image ops. */
@@ -281,8 +280,8 @@ enum q2_kind {
 };
 struct q2_mapping {
 	enum q2_kind kind;
-	uint64_t len;	   /* bytes from the offset asked for, all of this kind, contiguous on the
-			      host where there is a host_off */
+	uint64_t len;	   /* bytes from the offset asked for, all of this kind, contiguous on
+			      the host where there is a host_off */
 	uint64_t host_off; /* of the first byte: DATA, ZERO_ALLOC, UNALLOCATED subclusters of a
 			      cluster that exists; or the compressed data; 0: none */
 	uint64_t entry;	   /* raw first L2 entry (host order) */
@@ -429,7 +428,7 @@ int co_q2_l2_load(struct q2_image *img, uint64_t off, uint64_t n, struct q2_l2_e
 int co_q2_l2_store(struct q2_image *img, uint64_t off, uint64_t n, const struct q2_l2_entry *e);
 /* Links whole clusters whose data was written (compressed writing): for each guest cluster off[i]
  * (ascending) the L2 entry becomes entry[i], which is q2_compressed_entry() or `host offset |
- * Q2_COPIED` for a plain cluster (extended L2: all subclusters allocated then). Makes new L2 tables,
+ * Q2_COPIED` for a plain cluster (extended L2: all subclusters allocated). Makes new L2 tables,
  * dereferences what the old entries referred to, waits for allocating writes in flight on the same
  * clusters. In the cache, as every L2 change. */
 int co_q2_link(struct q2_image *img, const uint64_t *off, const uint64_t *entry, unsigned n);

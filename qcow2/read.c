@@ -3,10 +3,12 @@
  * Guest reads, and what lies where for map and convert.
  *
  * A read walks its range by mappings (map.c): runs that are contiguous in the file become one
- * request, zeroes are filled in, holes are read from the backing file as far as that reaches. A range
- * of several pieces reads them side by side (fan.c). The request's epoch token keeps every host cluster it has looked up from being reused (I3).
+ * request, zeroes are filled in, holes are read from the backing file as far as that reaches. A
+ * range of several pieces reads them side by side (fan.c). The request's epoch token keeps every
+ * host cluster it has looked up from being reused (I3).
  */
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 /* How far the backing file shows through: not beyond the overlay's own end, where a larger backing
@@ -24,15 +26,18 @@ static int read_backing(struct q2_image *img, uint64_t off, struct iov_slice buf
 	return co_block_read_backing(img->node, off, buf);
 }
 
-static int read_piece(struct q2_image *img, const struct q2_mapping *m, uint64_t off,
-	struct iov_slice buf)
+static int read_piece(
+	struct q2_image *img, const struct q2_mapping *m, uint64_t off, struct iov_slice buf)
 {
 	switch (m->kind) {
 	case Q2_DATA:
+		co_block_event(img->file, "read_aio");
 		return co_block_read(img->file, m->host_off, buf, 0);
 	case Q2_DATA_COMPRESSED:
+		co_block_event(img->file, "read_compressed");
 		return co_q2_unpack(img, m->entry, q2_cluster_offset(img, off), buf);
 	case Q2_UNALLOCATED:
+		co_block_event(img->file, "read_backing_aio");
 		return read_backing(img, off, buf);
 	case Q2_ZERO_PLAIN:
 	case Q2_ZERO_ALLOC:

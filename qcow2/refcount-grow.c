@@ -15,6 +15,7 @@
  */
 #include "base/mem.h"
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 static bool block_missing(const struct q2_image *img, uint64_t block)
@@ -26,7 +27,8 @@ static uint64_t missing_in(const struct q2_image *img, uint64_t start, uint64_t 
 {
 	uint64_t missing = 0;
 
-	for (uint64_t b = start >> img->refblock_bits; b <= (start + n - 1) >> img->refblock_bits; b++)
+	for (uint64_t b = start >> img->refblock_bits; b <= (start + n - 1) >> img->refblock_bits;
+		b++)
 		missing += block_missing(img, b);
 	return missing;
 }
@@ -70,6 +72,7 @@ static int blocks_write(struct q2_image *img, uint64_t *entry, uint64_t base, ui
 		memset(data, 0, img->cluster_size);
 		block_fill(img, data, b, used, end);
 		q2_cache_drop_range(img->ref_cache, off, img->cluster_size);
+		co_block_event(img->file, "refblock_alloc_write");
 		r = co_block_pwrite(img->file, off, data, img->cluster_size);
 		trace("q2_refblock_new", "%s: block %llu at %llu, result %d", img->node->filename,
 			(unsigned long long)b, (unsigned long long)off, r);
@@ -94,7 +97,8 @@ static int count_in_old(struct q2_image *img, uint64_t from, uint64_t to)
 	return r;
 }
 
-static int blocks_install(struct q2_image *img, const uint64_t *entry, uint64_t first, uint64_t last)
+static int blocks_install(
+	struct q2_image *img, const uint64_t *entry, uint64_t first, uint64_t last)
 {
 	for (uint64_t b = first; b <= last; b++) {
 		int r;
@@ -138,9 +142,9 @@ int co_q2_refblocks_new(struct q2_image *img, uint64_t start, uint64_t n, uint64
 /* --- the table --- */
 
 struct grow {
-	uint64_t base;	  /* first cluster of the new area */
+	uint64_t base;    /* first cluster of the new area */
 	uint64_t blocks;  /* new refcount blocks there */
-	uint64_t table;	  /* clusters of the new table, behind them */
+	uint64_t table;   /* clusters of the new table, behind them */
 	uint64_t entries; /* of the new table */
 	uint64_t *entry;  /* its content, host order */
 };
@@ -218,8 +222,7 @@ static int grow_overlap(struct q2_image *img, const struct grow *g)
 	int r = 0;
 
 	for (uint64_t i = 0; r == 0 && i < g->blocks; i++)
-		r = q2_overlap_add(
-			img, (g->base + i) << img->cluster_bits, Q2_OVERLAP_REFBLOCK);
+		r = q2_overlap_add(img, (g->base + i) << img->cluster_bits, Q2_OVERLAP_REFBLOCK);
 	return r;
 }
 

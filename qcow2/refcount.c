@@ -77,7 +77,7 @@ int co_q2_refcount_slice(
 		return co_q2_corrupt(img, "refcount table entry %llu is %#llx",
 			(unsigned long long)block, (unsigned long long)img->reftable[block]);
 	off += (cluster & ((1ULL << img->refblock_bits) - 1)) / per *
-	       q2_cache_slice_size(img->ref_cache);
+		q2_cache_slice_size(img->ref_cache);
 	return co_q2_cache_get(img, img->ref_cache, off, ret);
 }
 

@@ -16,11 +16,11 @@
 #include "qcow2/qcow2.h"
 
 #define SLOTS_MAX 16u
-#define BUDGET	  (2 * MiB)
+#define BUDGET    (2 * MiB)
 
 struct slot {
 	uint64_t entry; /* 0: empty */
-	uint64_t used;	/* clock of the last hit */
+	uint64_t used;  /* clock of the last hit */
 	uint8_t *data;
 };
 
@@ -36,7 +36,8 @@ int q2_unpacked_new(struct q2_image *img)
 	img->unpacked = mem_zalloc(sizeof(*img->unpacked));
 	if (!img->unpacked)
 		return -ENOMEM;
-	img->unpacked->n = (unsigned)MAX(MIN(BUDGET / img->cluster_size, (uint64_t)SLOTS_MAX), 1ULL);
+	img->unpacked->n = (unsigned)MAX(
+		MIN(BUDGET / img->cluster_size, (uint64_t)SLOTS_MAX), 1ULL);
 	return 0;
 }
 
@@ -57,8 +58,9 @@ void q2_unpacked_forget(struct q2_image *img, uint64_t off, uint64_t len)
 	for (unsigned i = 0; i < u->n; i++) {
 		uint64_t e = u->slot[i].entry;
 
-		if (e && ranges_overlap(off, len, q2_compressed_offset(e, img->cluster_bits),
-				 q2_compressed_bytes(e, img->cluster_bits)))
+		if (e &&
+			ranges_overlap(off, len, q2_compressed_offset(e, img->cluster_bits),
+				q2_compressed_bytes(e, img->cluster_bits)))
 			u->slot[i].entry = 0;
 	}
 	spin_unlock(&u->lock);

@@ -18,6 +18,7 @@
  */
 #include "base/mem.h"
 #include "base/trace.h"
+#include "block/fault.h"
 #include "qcow2/qcow2.h"
 
 #define ZERO_BYTES (64 * KiB)
@@ -30,15 +31,16 @@ enum action { ACTION_NEW, ACTION_REUSE, ACTION_IN_PLACE };
 struct plan {
 	struct q2_image *img;
 	uint64_t off, len; /* guest bytes of this run */
-	uint64_t start;	   /* its first cluster's guest offset */
-	uint64_t n;	   /* clusters */
+	uint64_t start;    /* its first cluster's guest offset */
+	uint64_t n;        /* clusters */
 	enum action action;
 	uint64_t host; /* of the first cluster */
 	bool fresh;    /* the file reads as zeroes there */
 	uint32_t hint; /* BLOCK_IO_FRESH, when the writer gave it */
-	uint64_t from, to; /* guest range that becomes valid in the clusters: includes [off, +len) */
+	uint64_t from,
+		to; /* guest range that becomes valid in the clusters: includes [off, +len) */
 	struct q2_l2_entry e[Q2_L2_RUN]; /* old entries, then new ones */
-	uint64_t old[Q2_L2_RUN];	 /* entries to be dereferenced */
+	uint64_t old[Q2_L2_RUN];         /* entries to be dereferenced */
 };
 
 /* --- what to do with a cluster --- */
@@ -101,8 +103,8 @@ static void plan_run(struct plan *p)
 	for (; n < p->n && entry_action(p, n) == p->action; n++) {
 		if (p->action == ACTION_NEW)
 			continue;
-		if (p->img->extl2 || (p->e[n].entry & Q2_OFFSET_MASK) !=
-					     p->host + (n << p->img->cluster_bits))
+		if (p->img->extl2 ||
+			(p->e[n].entry & Q2_OFFSET_MASK) != p->host + (n << p->img->cluster_bits))
 			break;
 	}
 	plan_cut(p, n);
@@ -119,8 +121,8 @@ static bool plan_unallocated(struct plan *p)
 
 		if (p->e[n].entry & Q2_COMPRESSED)
 			break;
-		if (p->img->extl2 ? ((bitmap | bitmap >> 32) & touched) != 0 :
-				    q2_entry_kind(p->img, p->e[n].entry) != Q2_UNALLOCATED)
+		if (p->img->extl2 ? ((bitmap | bitmap >> 32) & touched) != 0
+				  : q2_entry_kind(p->img, p->e[n].entry) != Q2_UNALLOCATED)
 			break;
 	}
 	if (n)
@@ -156,11 +158,9 @@ static void plan_bounds_extl2(struct plan *p)
 		return;
 	}
 	if (head)
-		p->from = MIN(p->from,
-			p->start + ((uint64_t)__builtin_ctz(head) << img->sub_bits));
+		p->from = MIN(p->from, p->start + ((uint64_t)__builtin_ctz(head) << img->sub_bits));
 	if (tail)
-		p->to = MAX(p->to,
-			last + ((uint64_t)(32 - __builtin_clz(tail)) << img->sub_bits));
+		p->to = MAX(p->to, last + ((uint64_t)(32 - __builtin_clz(tail)) << img->sub_bits));
 }
 
 static void plan_bounds(struct plan *p)
@@ -198,6 +198,7 @@ static int edge_read(struct plan *p, struct edge *e)
 	e->data = block_buffer_alloc(p->img->file, e->len);
 	if (!e->data)
 		return -ENOMEM;
+	co_block_event(p->img->file, "cow_read");
 	return co_q2_read_range(p->img, e->off, iov_buf(&iov, e->data, e->len));
 }
 
@@ -231,6 +232,9 @@ static int data_write(struct plan *p, const struct edge *head, const struct edge
 	struct iov_slice all;
 	size_t covered;
 
+	if (head->len || tail->len)
+		co_block_event(p->img->file, "cow_write");
+	co_block_event(p->img->file, "write_aio");
 	if (!head->len && !tail->len)
 		return co_block_write(p->img->file, host, buf, flags);
 	if (max > STACK_IOV) {
@@ -376,7 +380,10 @@ static int write_in_place(
 {
 	int r = co_q2_overlap_check(img, m->host_off, m->len, Q2_OVERLAP_NONE);
 
-	return r < 0 ? r : co_block_write(img->file, m->host_off, buf, 0);
+	if (r < 0)
+		return r;
+	co_block_event(img->file, "write_aio");
+	return co_block_write(img->file, m->host_off, buf, 0);
 }
 
 /* Pieces in place run side by side; those that allocate one after the other. */
@@ -415,7 +422,7 @@ int co_q2_write_range(struct q2_image *img, uint64_t off, struct iov_slice buf, 
 	if (r < 0)
 		return r;
 	if (likely(m.len == buf.len && m.kind == Q2_DATA && m.copied &&
-		   !(flags & BLOCK_IO_UNCHANGED)))
+		    !(flags & BLOCK_IO_UNCHANGED)))
 		return write_in_place(img, &m, off, buf);
 	return write_pieces(img, &m, off, buf, flags);
 }

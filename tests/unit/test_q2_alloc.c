@@ -83,8 +83,8 @@ static void allocate_until_tables_grow(const struct q2_test *t)
 			check_int(co_q2_alloc_data(i.img, n, &off, &got, &fresh), 0);
 		check(got >= 1 && got <= n && is_aligned(off, cluster) && off);
 		for (uint64_t k = 0; k < got; k++) {
-			check_int(co_q2_refcount_get(i.img, (off >> t->cluster_bits) + k, &count),
-				0);
+			check_int(
+				co_q2_refcount_get(i.img, (off >> t->cluster_bits) + k, &count), 0);
 			check_int(count, 1);
 		}
 		total += got;

@@ -8,7 +8,7 @@
 #include "tests/unit/q2.h"
 
 #define SECTORS 256u
-#define OPS	40u
+#define OPS     40u
 
 struct guest_op {
 	enum { OP_WRITE, OP_ZERO, OP_DISCARD, OP_FLUSH } kind;
@@ -125,7 +125,8 @@ static void allowed_find(
 	}
 }
 
-static void guest_check(const struct history *h, struct block_node *n, size_t durable, size_t issued)
+static void guest_check(
+	const struct history *h, struct block_node *n, size_t durable, size_t issued)
 {
 	uint8_t buf[512], want[512];
 
@@ -154,8 +155,9 @@ static void apply(struct mem_content *c, const struct record_event *e, bool torn
 {
 	switch (e->op) {
 	case RECORD_WRITE:
-		check_int(mem_content_write(c, e->off, e->data, torn ? align_up(e->len / 2, 512) :
-								       e->len), 0);
+		check_int(mem_content_write(
+				  c, e->off, e->data, torn ? align_up(e->len / 2, 512) : e->len),
+			0);
 		break;
 	case RECORD_ZERO:
 	case RECORD_DISCARD:
@@ -206,10 +208,10 @@ static void epoch_states(struct history *h, const struct mem_content *base,
 
 			check_int(mem_content_dup(base, &c), 0);
 			for (size_t i = first; i < end; i++) {
-				bool in = mode == 0 ? i <= k :
-					  mode == 1 ? i != k :
-					  mode == 2 ? q2_random(&h->rnd) % 2 :
-						      i <= k;
+				bool in = mode == 0 ? i <= k
+					: mode == 1 ? i != k
+					: mode == 2 ? q2_random(&h->rnd) % 2
+						    : i <= k;
 
 				if (in)
 					apply(c, &log[i], mode == 3 && i == k);
@@ -283,7 +285,8 @@ CO_TEST(barriers_are_counted)
 {
 	static const struct q2_test t = {3, 16, 4, false, false, false, 1 * MiB, NULL};
 	struct mem_content *c = q2_test_build(&t);
-	struct block_node *file = q2_test_mem(c), *n = q2_test_open(block_node_ref(file), NULL, NULL);
+	struct block_node *file = q2_test_mem(c),
+			  *n = q2_test_open(block_node_ref(file), NULL, NULL);
 	uint64_t before;
 	char buf[512] = "x";
 

@@ -6,14 +6,14 @@
 #include "tests/unit/q2.h"
 
 #define SECTORS 512u
-#define SIZE	(SECTORS * 512)
+#define SIZE    (SECTORS * 512)
 
 struct script {
 	const struct q2_test *t;
 	struct block_node *mem, *file, *backing, *n;
-	uint8_t *now;	 /* content when every request so far had succeeded */
+	uint8_t *now;    /* content when every request so far had succeeded */
 	uint8_t *before; /* ... before the first failure that was not made good yet */
-	bool *unsure;	 /* by sector: a request that covered it failed */
+	bool *unsure;    /* by sector: a request that covered it failed */
 	unsigned failures;
 };
 
@@ -23,10 +23,25 @@ struct step {
 };
 
 static const struct step steps[] = {
-	{WRITE, 3, 10}, {WRITE, 64, 130}, {READ, 0, 200}, {FLUSH, 0, 0}, {ZERO, 70, 64},
-	{UNMAP, 128, 32}, {WRITE, 100, 3}, {WRITE, 300, 1}, {DISCARD, 0, 64}, {WRITE, 8, 8},
-	{FLUSH, 0, 0}, {WRITE, 0, 64}, {DISCARD, 128, 128}, {FLUSH, 0, 0}, {WRITE, 130, 200},
-	{READ, 100, 300}, {WRITE, 500, 12}, {ZERO, 490, 22}, {FLUSH, 0, 0},
+	{WRITE, 3, 10},
+	{WRITE, 64, 130},
+	{READ, 0, 200},
+	{FLUSH, 0, 0},
+	{ZERO, 70, 64},
+	{UNMAP, 128, 32},
+	{WRITE, 100, 3},
+	{WRITE, 300, 1},
+	{DISCARD, 0, 64},
+	{WRITE, 8, 8},
+	{FLUSH, 0, 0},
+	{WRITE, 0, 64},
+	{DISCARD, 128, 128},
+	{FLUSH, 0, 0},
+	{WRITE, 130, 200},
+	{READ, 100, 300},
+	{WRITE, 500, 12},
+	{ZERO, 490, 22},
+	{FLUSH, 0, 0},
 };
 
 static void script_open(struct script *s, const struct q2_test *t)

@@ -177,16 +177,16 @@ static void round_trip(void **state)
 	uint8_t *buf = calloc(1, 65536), *again = calloc(1, 65536);
 	struct q2_unknown_ext *ext = mem_zalloc(sizeof(*ext) + 5);
 	struct q2_header h = {.version = 3,
-		.cluster_bits = 16,
-		.size = 10 * MiB,
-		.l1_size = 1,
-		.l1_offset = 0x30000,
-		.reftable_offset = 0x10000,
-		.reftable_clusters = 1,
-		.refcount_order = 4,
-		.header_length = Q2_H_V3_LENGTH,
-		.backing_name = mem_strdup("base.img"),
-		.backing_format = mem_strdup("raw")},
+				 .cluster_bits = 16,
+				 .size = 10 * MiB,
+				 .l1_size = 1,
+				 .l1_offset = 0x30000,
+				 .reftable_offset = 0x10000,
+				 .reftable_clusters = 1,
+				 .refcount_order = 4,
+				 .header_length = Q2_H_V3_LENGTH,
+				 .backing_name = mem_strdup("base.img"),
+				 .backing_format = mem_strdup("raw")},
 			 d;
 	struct error err = ERROR_INIT;
 
@@ -247,7 +247,8 @@ static int which_backing(const struct mem_content *c, const char *a, const char 
 		const char *name = h.backing_name ? h.backing_name : "";
 
 		ret = !strcmp(name, a) ? 0 : !strcmp(name, b) ? 1 : -1;
-		if (ret >= 0 && strcmp(h.backing_format ? h.backing_format : "", ret ? "qcow2" : "raw"))
+		if (ret >= 0 &&
+			strcmp(h.backing_format ? h.backing_format : "", ret ? "qcow2" : "raw"))
 			ret = -1;
 		q2_header_destroy(&h);
 	}
@@ -354,8 +355,8 @@ CO_TEST(unknown_autoclear_is_cleared_by_the_first_write)
 	co_block_node_unref(file);
 }
 
-static int open_poked(uint32_t field, unsigned bytes, uint64_t value, uint32_t flags,
-	struct error *err)
+static int open_poked(
+	uint32_t field, unsigned bytes, uint64_t value, uint32_t flags, struct error *err)
 {
 	struct mem_content *c = q2_test_build(&plain);
 	struct block_node *n;

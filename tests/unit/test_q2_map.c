@@ -22,9 +22,10 @@ static void subcluster_runs(void **state)
 			enum q2_kind kind = q2_sub_kind(entry, bitmap, sub, &count);
 			unsigned a = alloc >> sub & 1, z = zero >> sub & 1;
 
-			assert_int_equal(kind, z ? entry ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN :
-					       a ? Q2_DATA :
-						   Q2_UNALLOCATED);
+			assert_int_equal(kind,
+				z           ? entry ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN
+					: a ? Q2_DATA
+					    : Q2_UNALLOCATED);
 			while (sub + want < 32 && (alloc >> (sub + want) & 1) == a &&
 				(zero >> (sub + want) & 1) == z)
 				want++;
@@ -90,7 +91,8 @@ static uint64_t run_length(const struct model *model, uint64_t off, uint64_t len
 }
 
 /* Whatever is cached, a mapping is a right prefix; when all is cached it is the whole run. */
-static void look(struct q2_image *img, const struct model *model, uint64_t off, uint64_t len, bool all)
+static void look(
+	struct q2_image *img, const struct model *model, uint64_t off, uint64_t len, bool all)
 {
 	const struct model *want = &model[off / 512];
 	uint64_t run = run_length(model, off, len);
@@ -137,7 +139,8 @@ CO_TEST(smallest_cache)
 
 /* --- entries that make no sense --- */
 
-static int map_entry(uint32_t version, uint64_t l1, uint64_t l2, uint32_t flags, struct q2_mapping *m)
+static int map_entry(
+	uint32_t version, uint64_t l1, uint64_t l2, uint32_t flags, struct q2_mapping *m)
 {
 	struct q2_test t = {version, 12, 4, false, false, false, MiB, NULL};
 	struct mem_content *c = q2_test_build(&t);

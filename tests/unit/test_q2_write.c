@@ -100,7 +100,10 @@ static void discard(struct model *m, uint64_t off, uint64_t len)
 static void pick(struct model *m, uint64_t *off, uint64_t *len)
 {
 	uint64_t cluster = 1ULL << m->t->cluster_bits, r = q2_random(&m->rnd);
-	uint64_t max = r % 4 == 0 ? m->size : r % 4 == 1 ? cluster * 5 : r % 4 == 2 ? cluster : 2048;
+	uint64_t max = r % 4 == 0 ? m->size
+		: r % 4 == 1      ? cluster * 5
+		: r % 4 == 2      ? cluster
+				  : 2048;
 
 	*off = q2_random(&m->rnd) % m->size;
 	*len = 1 + q2_random(&m->rnd) % MIN(max, m->size);
