@@ -3,6 +3,7 @@
 #include "tools/tool.h"
 #include "base/co.h"
 #include "base/mem.h"
+#include "base/ring.h"
 #include <ctype.h>
 
 struct parse {
@@ -329,6 +330,8 @@ int command_run(const struct command *c, int argc, char **argv)
 	_cleanup_free_ char **args = mem_calloc((size_t)argc + 1, sizeof(*args));
 	_cleanup_free_ void *opts = mem_zalloc(c->opts_size);
 	struct running run = {.c = c, .opts = opts, .args = args};
+	struct error err = ERROR_INIT;
+	struct ring *ring;
 	int r;
 
 	if (!args || !opts) {
@@ -344,11 +347,11 @@ int command_run(const struct command *c, int argc, char **argv)
 	}
 	r = c->prepare ? c->prepare(opts) : 0;
 	if (!r)
+		r = ring_get(&ring, &err);
+	if (r < 0)
+		tool_fail(&err);
+	else if (!r)
 		r = co_run(run_command, &run);
 	options_free(c, opts);
-	if (r < 0) {
-		tool_error("the event loop could not be started: %s", errno_text(r));
-		return 1;
-	}
-	return r;
+	return r < 0 ? 1 : r;
 }
