@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The check of all metadata but L2 tables: gathers the tables that the header, the L1 tables and the
- * refcount table list, and counts the references that metadata makes.
+ * The check of all metadata but L2 tables: gathers the tables that the header, the L1 tables and
+ * the refcount table list, and counts the references that metadata makes.
  *
  * Tables are read afresh from the file, with reserved bits and nonsense still in them; those that
  * cannot be read as tables are reported and left out.
@@ -44,8 +44,10 @@ static int add_l1_entry(struct q2_check *ck, uint64_t entry, uint64_t index, boo
 	if (!off)
 		return 0;
 	if (off & (cluster - 1)) {
-		q2_check_error(ck, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry "
-			"corrupted", (unsigned long long)off);
+		q2_check_error(ck,
+			"ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry "
+			"corrupted",
+			(unsigned long long)off);
 		return 0;
 	}
 	if (off >= ck->file_size) {
@@ -74,14 +76,17 @@ static int co_add_snapshot(struct q2_check *ck, const struct q2_snapshot_entry *
 	int r;
 
 	if (s->l1_offset & (ck->img->cluster_size - 1)) {
-		q2_check_error(ck, "ERROR snapshot %s (%s) l1_offset=%#llx: L1 table is not cluster "
-			"aligned; snapshot table entry corrupted", s->info.id, s->info.name,
-			(unsigned long long)s->l1_offset);
+		q2_check_error(ck,
+			"ERROR snapshot %s (%s) l1_offset=%#llx: L1 table is not cluster "
+			"aligned; snapshot table entry corrupted",
+			s->info.id, s->info.name, (unsigned long long)s->l1_offset);
 		return 0;
 	}
 	if ((uint64_t)s->l1_size * 8 > Q2_MAX_L1_BYTES) {
-		q2_check_error(ck, "ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; "
-			"snapshot table entry corrupted", s->info.id, s->info.name, s->l1_size);
+		q2_check_error(ck,
+			"ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; "
+			"snapshot table entry corrupted",
+			s->info.id, s->info.name, s->l1_size);
 		return 0;
 	}
 	l1 = co_read_entries(ck, s->l1_offset, s->l1_size, &r);
@@ -105,14 +110,16 @@ static int add_refblock(struct q2_check *ck, uint64_t i, uint64_t entry)
 		ck->bad_structure = true;
 	}
 	if (off & (ck->img->cluster_size - 1)) {
-		q2_check_refcount_error(ck, "ERROR refcount block %llu is not cluster aligned; refcount "
-			"table entry corrupted", (unsigned long long)i);
+		q2_check_refcount_error(ck,
+			"ERROR refcount block %llu is not cluster aligned; refcount "
+			"table entry corrupted",
+			(unsigned long long)i);
 		ck->bad_structure = true;
 		return 0;
 	}
 	if (off >= ck->file_size) {
-		q2_check_refcount_error(ck, "ERROR refcount block %llu is outside image",
-			(unsigned long long)i);
+		q2_check_refcount_error(
+			ck, "ERROR refcount block %llu is outside image", (unsigned long long)i);
 		ck->bad_structure = true;
 		return 0;
 	}
@@ -128,8 +135,8 @@ int co_q2_check_gather(struct q2_check *ck, struct error *err)
 	ck->reftable_entries = (uint64_t)h->reftable_clusters << (img->cluster_bits - 3);
 	ck->reftable = co_read_entries(ck, h->reftable_offset, ck->reftable_entries, &r);
 	if (!ck->reftable)
-		return error_set_errno(err, r, "%s: cannot read the refcount table",
-			img->node->filename);
+		return error_set_errno(
+			err, r, "%s: cannot read the refcount table", img->node->filename);
 	ck->l1 = co_read_entries(ck, h->l1_offset, h->l1_size, &r);
 	if (!ck->l1)
 		return error_set_errno(err, r, "%s: cannot read the L1 table", img->node->filename);
@@ -153,15 +160,15 @@ int co_q2_check_gather(struct q2_check *ck, struct error *err)
 	for (uint32_t i = 0; r == 0 && i < img->nb_snapshots; i++)
 		r = co_add_snapshot(ck, &img->snapshots[i]);
 	q2_tables_merge(&ck->l2);
-	return r < 0 ? error_set_errno(err, r, "%s: cannot read the image's tables",
-			       img->node->filename)
-		     : 0;
+	return r < 0
+		? error_set_errno(err, r, "%s: cannot read the image's tables", img->node->filename)
+		: 0;
 }
 
 /* --- references ---------------------------------------------------------------------------- */
 
-void q2_check_count(struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t off, uint64_t len,
-	int64_t n)
+void q2_check_count(
+	struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t off, uint64_t len, int64_t n)
 {
 	unsigned bits = ck->img->cluster_bits;
 	uint64_t first = off >> bits, last;
@@ -171,7 +178,8 @@ void q2_check_count(struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t of
 	if (off > UINT64_MAX - len || off + len > ck->clusters << bits) {
 		q2_refs_cursor_end(cur); /* no lock is held while somebody prints */
 		if (ck->first_pass)
-			q2_check_error(ck, "ERROR: counting reference for region exceeding the end "
+			q2_check_error(ck,
+				"ERROR: counting reference for region exceeding the end "
 				"of the file by one cluster or more: offset 0x%llx size 0x%llx",
 				(unsigned long long)off, (unsigned long long)len);
 		return;
@@ -182,8 +190,8 @@ void q2_check_count(struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t of
 }
 
 /* The directory of persistent bitmaps, its tables and their clusters. */
-static int co_count_bitmap_table(struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t off,
-	uint64_t entries)
+static int co_count_bitmap_table(
+	struct q2_check *ck, struct q2_refs_cursor *cur, uint64_t off, uint64_t entries)
 {
 	_cleanup_free_ uint64_t *table = NULL;
 	int r;
@@ -197,14 +205,15 @@ static int co_count_bitmap_table(struct q2_check *ck, struct q2_refs_cursor *cur
 		return r;
 	for (uint64_t i = 0; i < MIN(entries, (ck->file_size - off) / 8); i++)
 		if (table[i] & Q2_OFFSET_MASK)
-			q2_check_count(ck, cur, table[i] & Q2_OFFSET_MASK, ck->img->cluster_size, 1);
+			q2_check_count(
+				ck, cur, table[i] & Q2_OFFSET_MASK, ck->img->cluster_size, 1);
 	q2_refs_cursor_end(cur);
 	return 0;
 }
 
-#define BITMAP_ENTRY_HEADER 24u
+#define BITMAP_ENTRY_HEADER  24u
 #define MAX_BITMAP_DIRECTORY 67107840ULL
-#define MAX_BITMAP_TABLE (1ULL << 27)
+#define MAX_BITMAP_TABLE     (1ULL << 27)
 
 static int co_count_bitmaps(struct q2_check *ck, struct q2_refs_cursor *cur)
 {
@@ -218,9 +227,10 @@ static int co_count_bitmaps(struct q2_check *ck, struct q2_refs_cursor *cur)
 	q2_refs_cursor_end(cur);
 	if (size > MAX_BITMAP_DIRECTORY || !range_inside(off, size, ck->file_size)) {
 		if (ck->first_pass)
-			q2_check_error(ck, "ERROR bitmap directory of %llu bytes at 0x%llx does "
-				"not lie inside the file", (unsigned long long)size,
-				(unsigned long long)off);
+			q2_check_error(ck,
+				"ERROR bitmap directory of %llu bytes at 0x%llx does "
+				"not lie inside the file",
+				(unsigned long long)size, (unsigned long long)off);
 		return 0;
 	}
 	dir = block_buffer_alloc(ck->img->file, MAX(size, 1ULL));
@@ -233,8 +243,8 @@ static int co_count_bitmaps(struct q2_check *ck, struct q2_refs_cursor *cur)
 
 		if (entries <= MAX_BITMAP_TABLE)
 			r = co_count_bitmap_table(ck, cur, load_be64(e), entries);
-		at += align_up((uint64_t)BITMAP_ENTRY_HEADER + load_be32(e + 20) +
-			load_be16(e + 18), 8);
+		at += align_up(
+			(uint64_t)BITMAP_ENTRY_HEADER + load_be32(e + 20) + load_be16(e + 18), 8);
 	}
 	return r;
 }
@@ -270,7 +280,8 @@ int co_q2_check_metadata(struct q2_check *ck)
 	if (!ck->counting)
 		q2_check_count(ck, &cur, h->reftable_offset,
 			(uint64_t)h->reftable_clusters << img->cluster_bits, 1);
-	q2_check_count(ck, &cur, h->snapshots_offset, q2_snapshot_table_bytes(img->snapshots, img->nb_snapshots), 1);
+	q2_check_count(ck, &cur, h->snapshots_offset,
+		q2_snapshot_table_bytes(img->snapshots, img->nb_snapshots), 1);
 	for (uint32_t i = 0; i < img->nb_snapshots; i++)
 		if (!(img->snapshots[i].l1_offset & (img->cluster_size - 1)))
 			q2_check_count(ck, &cur, img->snapshots[i].l1_offset,

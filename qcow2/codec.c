@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Cluster codecs: one cluster of guest data to compressed bytes and back. Pure CPU work, any thread.
+ * Cluster codecs: one cluster of guest data to compressed bytes and back. Pure CPU work, any
+ *thread.
  *
  * Deflate clusters are raw deflate with a window of 4 KiB, which is all that some qcow2 readers
  * have; zstd clusters are one frame. Levels (open and create option compression_level):
@@ -20,7 +21,7 @@
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
 
-#define WINDOW_BITS 12
+#define WINDOW_BITS    12
 #define ISAL_MAX_LEVEL 3
 
 struct q2_encoder {
@@ -48,7 +49,8 @@ static void zlib_free(voidpf opaque, voidpf p)
 
 static uint32_t isal_buf_size(int level)
 {
-	/* Small buffers end blocks earlier, so that codes follow the data: half a percent smaller. */
+	/* Small buffers end blocks earlier, so that codes follow the data: half a percent smaller.
+	 */
 	switch (level) {
 	case 1:
 		return ISAL_DEF_LVL1_SMALL;
@@ -290,8 +292,8 @@ static int decode_zstd(struct decoder *d, const void *src, size_t len, void *dst
 	return ZSTD_decompressDCtx(d->zstd, dst, n, src, frame) == n ? 0 : -EIO;
 }
 
-int q2_decompress(enum q2_compression type, const void *src, size_t len, void *dst,
-	size_t cluster_size)
+int q2_decompress(
+	enum q2_compression type, const void *src, size_t len, void *dst, size_t cluster_size)
 {
 	struct decoder *d;
 	int r;

@@ -7,8 +7,8 @@
  * did not shrink) get whole host clusters. co_store writes the data and then links it (I5). A range
  * starts where the one before ended, rounded up to 512 bytes, and its last sector is padded: no
  * sector ever holds bytes of two batches, so that no write touches a sector with committed bytes of
- * another cluster. After a reopen a new host cluster is begun. Where refcounts are too narrow for many
- * clusters in one, every compressed cluster is a range of its own.
+ * another cluster. After a reopen a new host cluster is begun. Where refcounts are too narrow for
+ * many clusters in one, every compressed cluster is a range of its own.
  *
  * Refcounts: a host cluster has one reference for every compressed cluster that touches it. The
  * first host cluster of a range may be shared with the batch before; its count is raised only while
@@ -21,7 +21,7 @@
 #include "base/worker.h"
 #include "qcow2/qcow2.h"
 
-#define PACK_ALIGN	512u
+#define PACK_ALIGN      512u
 #define MAX_RANGE_ITEMS 512u /* of one range, and segments of one write */
 
 struct ticket {
@@ -35,8 +35,8 @@ static void *new_state(struct block_node *n)
 {
 	struct q2_image *img = q2_image(n);
 
-	return q2_encoder_new(img->h.compression_type, img->compression_level,
-		(uint32_t)img->cluster_size);
+	return q2_encoder_new(
+		img->h.compression_type, img->compression_level, (uint32_t)img->cluster_size);
 }
 
 static void free_state(void *state)
@@ -80,7 +80,8 @@ static int co_raise_new(struct q2_image *img, uint64_t off, const uint32_t *touc
 		int r = 0;
 
 		if (touches[i] > 1)
-			r = co_q2_refcount_raise(img, off + (i << img->cluster_bits), touches[i] - 1);
+			r = co_q2_refcount_raise(
+				img, off + (i << img->cluster_bits), touches[i] - 1);
 		if (r < 0) {
 			while (i-- > 0)
 				for (uint32_t k = 1; k < touches[i]; k++)
@@ -92,8 +93,8 @@ static int co_raise_new(struct q2_image *img, uint64_t off, const uint32_t *touc
 }
 
 /* Goes on in the host cluster where the last range ended. 0: done; 1: not possible. */
-static int co_reserve_shared(struct q2_image *img, uint64_t start, uint64_t n,
-	const uint32_t *touches)
+static int co_reserve_shared(
+	struct q2_image *img, uint64_t start, uint64_t n, const uint32_t *touches)
 {
 	uint64_t first = align_down(start, img->cluster_size), got = 0;
 	int r = co_q2_refcount_raise(img, first, touches[0]);
@@ -138,7 +139,11 @@ static int co_reserve_range(struct q2_image *img, const struct block_packed *ite
 		if (r < 0)
 			return r;
 		count_touches(img, next, items, n, touches);
-		r = co_raise_new(img, next, touches, count);
+		/* A descriptor has fewer bits for the offset than an entry. */
+		if (next + bytes > 1ULL << (62 - (img->cluster_bits - 8)))
+			r = -EFBIG;
+		else
+			r = co_raise_new(img, next, touches, count);
 		if (r < 0)
 			q2_free_clusters(img, next, count);
 	}
@@ -158,8 +163,8 @@ static void release(struct q2_image *img, uint64_t *entry, unsigned n)
 }
 
 /* Plain clusters side by side, each with a reference of its own. */
-static int co_reserve_plain(struct q2_image *img, const struct block_packed *items, unsigned n,
-	uint64_t *entry)
+static int co_reserve_plain(
+	struct q2_image *img, const struct block_packed *items, unsigned n, uint64_t *entry)
 {
 	uint64_t plain = 0, off = 0;
 	int r;
@@ -180,8 +185,8 @@ static int co_reserve_plain(struct q2_image *img, const struct block_packed *ite
 	return 0;
 }
 
-static int co_reserve_compressed(struct q2_image *img, const struct block_packed *items, unsigned n,
-	uint64_t *entry)
+static int co_reserve_compressed(
+	struct q2_image *img, const struct block_packed *items, unsigned n, uint64_t *entry)
 {
 	uint64_t bytes = 0, at = 0;
 	int r;
@@ -205,8 +210,7 @@ static int co_reserve_compressed(struct q2_image *img, const struct block_packed
 
 /* The L2 tables that linking will need, now and in guest order: where they lie must not depend on
  * which batch is stored first, or the bytes of the image would. */
-static int co_reserve_tables(
-	struct q2_image *img, const struct block_packed *items, unsigned n)
+static int co_reserve_tables(struct q2_image *img, const struct block_packed *items, unsigned n)
 {
 	int r = 0;
 
@@ -216,8 +220,8 @@ static int co_reserve_tables(
 	return r;
 }
 
-static int co_reserve_items(struct q2_image *img, const struct block_packed *items, unsigned n,
-	uint64_t *entry)
+static int co_reserve_items(
+	struct q2_image *img, const struct block_packed *items, unsigned n, uint64_t *entry)
 {
 	unsigned step = img->max_refcount >= UINT16_MAX ? MAX_RANGE_ITEMS : 1;
 	int r = co_reserve_tables(img, items, n);
@@ -231,8 +235,8 @@ static int co_reserve_items(struct q2_image *img, const struct block_packed *ite
 	return r;
 }
 
-static int co_reserve(struct block_node *n, const struct block_packed *items, unsigned nitems,
-	void **ret)
+static int co_reserve(
+	struct block_node *n, const struct block_packed *items, unsigned nitems, void **ret)
 {
 	struct q2_image *img = q2_image(n);
 	struct ticket *t = mem_zalloc(sizeof(*t) + nitems * sizeof(t->entry[0]));
@@ -285,8 +289,7 @@ static int co_write_run(struct q2_image *img, const struct block_packed *items, 
 	for (; i < n; i++) {
 		if (items[i].zero)
 			continue;
-		if (items[i].compressed != compressed ||
-			entry_offset(img, entry[i]) != off + len)
+		if (items[i].compressed != compressed || entry_offset(img, entry[i]) != off + len)
 			break;
 		iov[niov].iov_base = (void *)items[i].data;
 		iov[niov++].iov_len = item_bytes(img, &items[i]);
@@ -303,8 +306,8 @@ static int co_write_run(struct q2_image *img, const struct block_packed *items, 
 }
 
 /* Compressed items first, then plain ones: each kind lies in runs of its own. */
-static int co_write_data(struct q2_image *img, const struct block_packed *items, unsigned n,
-	const uint64_t *entry)
+static int co_write_data(
+	struct q2_image *img, const struct block_packed *items, unsigned n, const uint64_t *entry)
 {
 	_cleanup_free_ struct iovec *iov = mem_calloc(MAX_RANGE_ITEMS + 1, sizeof(*iov));
 	_cleanup_free_ struct block_packed *kind = mem_calloc(n, sizeof(*kind));
@@ -327,8 +330,8 @@ static int co_write_data(struct q2_image *img, const struct block_packed *items,
 }
 
 /* Links what was written (I5: after the data). */
-static int co_link_items(struct q2_image *img, const struct block_packed *items, unsigned n,
-	const uint64_t *entry)
+static int co_link_items(
+	struct q2_image *img, const struct block_packed *items, unsigned n, const uint64_t *entry)
 {
 	_cleanup_free_ uint64_t *off = mem_calloc(n, 2 * sizeof(*off));
 	uint64_t *linked = off + n;
@@ -362,8 +365,8 @@ static int co_zero_items(struct block_node *node, const struct block_packed *ite
 }
 
 /* When linking fails part of the way, what was linked is not known: the rest stays as a leak. */
-static int co_store(struct block_node *n, const struct block_packed *items, unsigned nitems,
-	void *ticket)
+static int co_store(
+	struct block_node *n, const struct block_packed *items, unsigned nitems, void *ticket)
 {
 	struct q2_image *img = q2_image(n);
 	struct ticket *t = ticket;
@@ -417,8 +420,8 @@ static int encode_batch(void *arg)
 {
 	struct encode_job *j = arg;
 	uint32_t size = (uint32_t)j->img->cluster_size;
-	struct q2_encoder *e = q2_encoder_new(j->img->h.compression_type,
-		j->img->compression_level, size);
+	struct q2_encoder *e = q2_encoder_new(
+		j->img->h.compression_type, j->img->compression_level, size);
 	int r = e ? 0 : -ENOMEM;
 
 	for (unsigned i = 0; r >= 0 && i < j->n; i++) {

@@ -34,8 +34,7 @@ const struct conf_key q2_create_keys[] = {
 	{"nocow", CONF_KEY_BOOL, NULL, 0, 0, "Turn off copy-on-write (valid only on btrfs)"},
 	{"preallocation", CONF_KEY_ENUM, block_prealloc_names, 0, 0,
 		"Preallocation mode (allowed values: off, metadata, falloc, full)"},
-	{"refcount_bits", CONF_KEY_NUMBER, NULL, 0, 0,
-		"Width of a reference count entry in bits"},
+	{"refcount_bits", CONF_KEY_NUMBER, NULL, 0, 0, "Width of a reference count entry in bits"},
 	{"size", CONF_KEY_SIZE, NULL, 0, 0, "Virtual disk size"},
 	{"incomplete", CONF_KEY_BOOL, NULL, 0, 0, NULL},
 	{NULL, 0, NULL, 0, 0, NULL},
@@ -51,7 +50,8 @@ static int refuse_unsupported(const struct conf *opts, struct error *err)
 	for (unsigned i = 0; crypt[i]; i++)
 		if (conf_has(opts, crypt[i]))
 			return error_set(err, -ENOTSUP,
-				"Option '%s': this version of drover cannot create encrypted images",
+				"Option '%s': this version of drover cannot create encrypted "
+				"images",
 				crypt[i]);
 	for (unsigned i = 0; data_file[i]; i++)
 		if (conf_has(opts, data_file[i]))
@@ -132,7 +132,8 @@ static int check_together(const struct q2_create_params *p, struct error *err)
 	if (p->extl2 && p->cluster_bits < Q2_MIN_EXTL2_CLUSTER_BITS)
 		return error_set(err, -EINVAL,
 			"Extended L2 entries are only supported with cluster sizes of at least "
-			"%u bytes", 1u << Q2_MIN_EXTL2_CLUSTER_BITS);
+			"%u bytes",
+			1u << Q2_MIN_EXTL2_CLUSTER_BITS);
 	if (p->backing_name && p->prealloc != BLOCK_PREALLOC_OFF && !p->extl2)
 		return error_set(err, -EINVAL,
 			"Backing file and preallocation can only be used at the same time if "
@@ -140,7 +141,8 @@ static int check_together(const struct q2_create_params *p, struct error *err)
 	if (p->backing_format && !p->backing_name)
 		return error_set(err, -EINVAL,
 			"A backing format (%s) is given without a backing file; name one with "
-			"backing_file", p->backing_format);
+			"backing_file",
+			p->backing_format);
 	if (p->backing_name && strlen(p->backing_name) > Q2_MAX_BACKING_NAME)
 		return error_set(err, -EINVAL,
 			"The backing file name is %zu bytes long; qcow2 holds at most %u bytes",
@@ -149,15 +151,18 @@ static int check_together(const struct q2_create_params *p, struct error *err)
 		return error_set(err, -EFBIG,
 			"The image size is too large for file format 'qcow2' "
 			"(try using a larger cluster size)");
-	if (p->prealloc != BLOCK_PREALLOC_OFF && l.reftable << p->cluster_bits > Q2_MAX_REFTABLE_BYTES)
+	if (p->prealloc != BLOCK_PREALLOC_OFF &&
+		l.reftable << p->cluster_bits > Q2_MAX_REFTABLE_BYTES)
 		return error_set(err, -EFBIG,
-			"The refcount table of the preallocated image would be larger than %llu MiB "
-			"(try using a larger cluster size)", Q2_MAX_REFTABLE_BYTES / MiB);
+			"The refcount table of the preallocated image would be larger than %llu "
+			"MiB "
+			"(try using a larger cluster size)",
+			Q2_MAX_REFTABLE_BYTES / MiB);
 	return 0;
 }
 
-int q2_create_parse(struct conf *opts, uint64_t size, struct q2_create_params *ret,
-	struct error *err)
+int q2_create_parse(
+	struct conf *opts, uint64_t size, struct q2_create_params *ret, struct error *err)
 {
 	struct q2_create_params p = {.size = size};
 	uint64_t cluster_size = 64 * KiB, refcount_bits = 16;
@@ -240,8 +245,8 @@ static uint64_t l2_start(const struct creation *c)
 static void fill_l1(struct creation *c, uint64_t at, uint64_t n)
 {
 	for (uint64_t i = at / 8; i < (at + n) / 8 && i < c->l.l2_tables; i++)
-		store_be64(c->buf + i * 8 - at,
-			(l2_start(c) + i) << c->p->cluster_bits | Q2_COPIED);
+		store_be64(
+			c->buf + i * 8 - at, (l2_start(c) + i) << c->p->cluster_bits | Q2_COPIED);
 }
 
 /* Extended entries stay without allocated subclusters: a backing file shows through. */
@@ -251,13 +256,13 @@ static void fill_l2(struct creation *c, uint64_t at, uint64_t n)
 	uint64_t data = l2_start(c) + c->l.l2_tables;
 
 	for (uint64_t i = at / entry_size; i < (at + n) / entry_size && i < c->l.data; i++)
-		store_be64(c->buf + i * entry_size - at,
-			(data + i) << c->p->cluster_bits | Q2_COPIED);
+		store_be64(
+			c->buf + i * entry_size - at, (data + i) << c->p->cluster_bits | Q2_COPIED);
 }
 
 /* Makes the file at least as long as the image; devices have their size. */
-static int co_extend(struct creation *c, uint64_t clusters, enum block_prealloc mode,
-	struct error *err)
+static int co_extend(
+	struct creation *c, uint64_t clusters, enum block_prealloc mode, struct error *err)
 {
 	struct block_resize rs = {.size = clusters << c->p->cluster_bits, .prealloc = mode};
 
@@ -316,8 +321,8 @@ static int fill_header(const struct creation *c, struct q2_header *h)
 		.version = p->version,
 		.cluster_bits = p->cluster_bits,
 		.size = p->size,
-		.l1_size = (uint32_t)div_up(div_up(p->size, c->cluster_size),
-			c->cluster_size / (p->extl2 ? 16 : 8)),
+		.l1_size = (uint32_t)div_up(
+			div_up(p->size, c->cluster_size), c->cluster_size / (p->extl2 ? 16 : 8)),
 		.l1_offset = (1 + c->l.reftable + c->l.refblocks) * c->cluster_size,
 		.reftable_offset = c->cluster_size,
 		.reftable_clusters = (uint32_t)c->l.reftable,

@@ -26,7 +26,8 @@ static int co_drop_all(struct q2_image *img)
 	if (r == 0)
 		r = q2_tree_add_l1(&tree, img->l1, n, -1, false);
 	if (r == 0)
-		r = q2_tree_add_clusters(&tree, img->h.l1_offset, q2_clusters_for(img, n * 8ULL), -1);
+		r = q2_tree_add_clusters(
+			&tree, img->h.l1_offset, q2_clusters_for(img, n * 8ULL), -1);
 	if (r == 0)
 		r = co_q2_switch_l1(img, off, zeroes, n, img->h.size);
 	if (r == 0)
@@ -35,8 +36,8 @@ static int co_drop_all(struct q2_image *img)
 	return r;
 }
 
-/* Twice: the first L1 table had to lie behind all that was in use then, the second one finds room at
- * the front, and the file can be cut. */
+/* Twice: the first L1 table had to lie behind all that was in use then, the second one finds room
+ * at the front, and the file can be cut. */
 static int co_empty(struct q2_image *img)
 {
 	int r = co_drop_all(img);

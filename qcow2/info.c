@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What `info` shows of an image, the change of its backing name, the end of an incomplete target, and
- * the dump of metadata for support.
+ * What `info` shows of an image, the change of its backing name, the end of an incomplete target,
+ * and the dump of metadata for support.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -74,8 +74,8 @@ static int co_info(struct block_node *n, struct block_image_info *ret, struct er
 
 /* --- backing name, end of creation ---------------------------------------------------------- */
 
-static int co_set_backing(struct block_node *n, const char *name, const char *format,
-	struct error *err)
+static int co_set_backing(
+	struct block_node *n, const char *name, const char *format, struct error *err)
 {
 	struct q2_image *img = q2_image(n);
 	char *old_name = img->h.backing_name, *old_format = img->h.backing_format;
@@ -85,8 +85,10 @@ static int co_set_backing(struct block_node *n, const char *name, const char *fo
 	if (r < 0)
 		return r;
 	if (name && strlen(name) > Q2_MAX_BACKING_NAME)
-		return error_set(err, -EINVAL, "%s: the backing file name is %zu bytes long; qcow2 "
-			"holds at most %u", n->filename, strlen(name), Q2_MAX_BACKING_NAME);
+		return error_set(err, -EINVAL,
+			"%s: the backing file name is %zu bytes long; qcow2 "
+			"holds at most %u",
+			n->filename, strlen(name), Q2_MAX_BACKING_NAME);
 	if ((name && !(new_name = mem_strdup(name))) ||
 		(name && format && !(new_format = mem_strdup(format))))
 		return error_set(err, -ENOMEM, "out of memory");
@@ -185,14 +187,14 @@ static void dump_extensions(const struct dump *d, const struct q2_image *img)
 		line(d, "extension feature names: %u bytes", h->feature_names_len);
 	if (h->has_bitmaps_ext)
 		line(d, "extension bitmaps: %u bitmaps, directory of %llu bytes at %#llx",
-			load_be32(h->bitmaps_ext), (unsigned long long)load_be64(h->bitmaps_ext + 8),
+			load_be32(h->bitmaps_ext),
+			(unsigned long long)load_be64(h->bitmaps_ext + 8),
 			(unsigned long long)load_be64(h->bitmaps_ext + 16));
 	if (h->has_crypto_ext)
 		line(d, "extension encryption header: %llu bytes at %#llx",
 			(unsigned long long)load_be64(h->crypto_ext + 8),
 			(unsigned long long)load_be64(h->crypto_ext));
-	list_for_each(x, &h->unknown_ext, node)
-		line(d, "extension %#x: %u bytes", x->type, x->len);
+	list_for_each(x, &h->unknown_ext, node) line(d, "extension %#x: %u bytes", x->type, x->len);
 }
 
 static void dump_tables(const struct dump *d, const struct q2_image *img)
@@ -223,9 +225,12 @@ static void dump_snapshots(const struct dump *d, const struct q2_image *img)
 	for (uint32_t i = 0; i < img->nb_snapshots; i++) {
 		const struct q2_snapshot_entry *s = &img->snapshots[i];
 
-		line(d, "snapshot[%u]: id %.64s, l1 table of %u entries at %#llx, disk size %llu, VM "
-			"state %llu, extra data %u bytes", i, s->info.id, s->l1_size,
-			(unsigned long long)s->l1_offset, (unsigned long long)s->info.disk_size,
+		line(d,
+			"snapshot[%u]: id %.64s, l1 table of %u entries at %#llx, disk size %llu, "
+			"VM "
+			"state %llu, extra data %u bytes",
+			i, s->info.id, s->l1_size, (unsigned long long)s->l1_offset,
+			(unsigned long long)s->info.disk_size,
 			(unsigned long long)s->info.vm_state_size, s->extra_len);
 	}
 }

@@ -33,8 +33,8 @@ static int co_extent_needs_data(struct block_extent *e, bool *ret)
 }
 
 /* Counts the clusters of the target that would hold data of src. */
-static int co_count_data(struct block_node *src, unsigned cluster_bits, uint64_t *ret,
-	struct error *err)
+static int co_count_data(
+	struct block_node *src, unsigned cluster_bits, uint64_t *ret, struct error *err)
 {
 	uint64_t size = block_size(src), off = 0, clusters = 0, counted_to = 0;
 
@@ -46,8 +46,10 @@ static int co_count_data(struct block_node *src, unsigned cluster_bits, uint64_t
 		if (r == 0)
 			r = co_extent_needs_data(&e, &data);
 		if (r < 0)
-			return error_set_errno(err, r, "%s: cannot find out what is allocated at "
-				"offset %llu", src->filename, (unsigned long long)off);
+			return error_set_errno(err, r,
+				"%s: cannot find out what is allocated at "
+				"offset %llu",
+				src->filename, (unsigned long long)off);
 		if (data) {
 			uint64_t first = MAX(off >> cluster_bits, counted_to);
 			uint64_t end = div_up(off + e.len, 1ULL << cluster_bits);
@@ -81,8 +83,8 @@ int co_q2_measure(struct conf *opts, struct block_node *src, uint64_t size,
 		return r;
 	r = q2_layout(&p, true, &l);
 	if (r < 0)
-		return error_set(err, r,
-			"The image size is too large (try using a larger cluster size)");
+		return error_set(
+			err, r, "The image size is too large (try using a larger cluster size)");
 	if (p.prealloc == BLOCK_PREALLOC_FALLOC || p.prealloc == BLOCK_PREALLOC_FULL ||
 		(src && p.backing_name)) {
 		data = l.data; /* what the target's backing file holds is not known here */

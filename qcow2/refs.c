@@ -160,6 +160,12 @@ static struct q2_refs_chunk **bucket(struct q2_refs *r, uint64_t index)
 	return &r->hash[(index * 0x9e3779b97f4a7c15ULL >> 32) & (r->hash_size - 1)];
 }
 
+/* The window ends before chunk `index`. Cursors look at hi without the lock. */
+static void lower_hi(struct q2_refs *r, uint64_t index)
+{
+	__atomic_store_n(&r->hi, MIN(r->hi, index << CHUNK_BITS), __ATOMIC_RELAXED);
+}
+
 /* The highest chunk gives way, unless `index` is higher still. Under r->lock. */
 static struct q2_refs_chunk *evict_highest(struct q2_refs *r, uint64_t index)
 {
@@ -170,10 +176,10 @@ static struct q2_refs_chunk *evict_highest(struct q2_refs *r, uint64_t index)
 			if (!top || c->index > top->index)
 				top = c;
 	if (!top || top->index < index) {
-		r->hi = MIN(r->hi, index << CHUNK_BITS);
+		lower_hi(r, index);
 		return NULL;
 	}
-	r->hi = MIN(r->hi, top->index << CHUNK_BITS);
+	lower_hi(r, top->index);
 	for (p = bucket(r, top->index); *p != top; p = &(*p)->hash_next)
 		;
 	*p = top->hash_next;
@@ -206,7 +212,9 @@ static struct q2_refs_chunk *find_chunk(struct q2_refs *r, uint64_t index, bool 
 		c = evict_highest(r, index);
 	if (!c)
 		return NULL;
+	spin_lock(&c->lock); /* a cursor that came too late may be looking at it */
 	c->index = index;
+	spin_unlock(&c->lock);
 	c->hash_next = *bucket(r, index);
 	*bucket(r, index) = c;
 	return c;
@@ -305,8 +313,8 @@ void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster)
 
 /* --- runs ---------------------------------------------------------------------------------- */
 
-uint64_t q2_refs_slots(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create,
-	int16_t **ret)
+uint64_t q2_refs_slots(
+	struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create, int16_t **ret)
 {
 	uint64_t first = cluster & (CHUNK_SLOTS - 1), room = CHUNK_SLOTS - first;
 
@@ -339,8 +347,8 @@ void q2_refs_load_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, 
 	}
 }
 
-bool q2_refs_add_run(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, int64_t add,
-	bool expect_flag)
+bool q2_refs_add_run(
+	struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, int64_t add, bool expect_flag)
 {
 	bool all_as_expected = true;
 

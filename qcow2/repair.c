@@ -27,8 +27,8 @@ static bool wanted(const struct q2_check *ck, int64_t surplus)
 	return ck->c->repair & (surplus > 0 ? BLOCK_REPAIR_LEAKS : BLOCK_REPAIR_ERRORS);
 }
 
-static int fix_refblock(void *arg, const struct q2_table *t, uint8_t *data,
-	struct q2_changed *changed)
+static int fix_refblock(
+	void *arg, const struct q2_table *t, uint8_t *data, struct q2_changed *changed)
 {
 	struct fix *fix = arg;
 	struct q2_check *ck = fix->ck;
@@ -125,9 +125,10 @@ static void fix_l1_flags(struct q2_check *ck, bool *changed)
 			known = ck->refs.lo == 0;
 		if (!known || one == !!(ck->l1[i] & Q2_COPIED) || (one && !ck->may_set_copied))
 			continue;
-		q2_check_message(ck, false, "Repairing OFLAG_COPIED L2 cluster: l1_index=%u "
-			"l1_entry=%llx refcount=%lld", i, (unsigned long long)ck->l1[i],
-			(long long)q2_refs_get(&cur, cluster));
+		q2_check_message(ck, false,
+			"Repairing OFLAG_COPIED L2 cluster: l1_index=%u "
+			"l1_entry=%llx refcount=%lld",
+			i, (unsigned long long)ck->l1[i], (long long)q2_refs_get(&cur, cluster));
 		ck->l1[i] ^= Q2_COPIED;
 		ck->copied_fixed++;
 		*changed = true;
@@ -186,12 +187,12 @@ int co_q2_repair_copied(struct q2_check *ck)
 
 struct rebuild {
 	struct q2_check *ck;
-	uint8_t *used;	  /* a bit for every block index with references */
+	uint8_t *used;    /* a bit for every block index with references */
 	uint64_t nblocks; /* block indices that the table covers */
-	uint64_t start;	  /* first cluster of the new structures: the end of the file */
+	uint64_t start;   /* first cluster of the new structures: the end of the file */
 	uint64_t table_clusters, block_clusters;
-	uint64_t *table;  /* new refcount table, host order */
-	uint8_t *buf;	  /* a cluster */
+	uint64_t *table; /* new refcount table, host order */
+	uint8_t *buf;    /* a cluster */
 };
 
 static bool block_used(const struct rebuild *rb, uint64_t i)
@@ -231,11 +232,13 @@ static int co_find_used_blocks(struct rebuild *rb, struct error *err)
 
 			rb->used[i / 8] |= (uint8_t)(1u << (i & 7));
 			if ((uint64_t)-n > ck->img->max_refcount)
-				return error_set(err, -EFBIG, "%s: cluster %llu is referenced %lld "
-					"times, more than refcounts of %u bits can say; convert the "
-					"image into a new one", ck->img->node->filename,
-					(unsigned long long)cluster, (long long)-n,
-					ck->img->refcount_bits);
+				return error_set(err, -EFBIG,
+					"%s: cluster %llu is referenced %lld "
+					"times, more than refcounts of %u bits can say; convert "
+					"the "
+					"image into a new one",
+					ck->img->node->filename, (unsigned long long)cluster,
+					(long long)-n, ck->img->refcount_bits);
 		}
 	} while (r == 0 && q2_refs_next_window(&ck->refs));
 	return r;
@@ -262,13 +265,14 @@ static int plan(struct rebuild *rb, struct error *err)
 			div_up(entries * 8, img->cluster_size) <= rb->table_clusters)
 			break;
 		rb->block_clusters = MAX(rb->block_clusters, count);
-		rb->table_clusters =
-			MAX(rb->table_clusters, div_up(entries * 8, img->cluster_size));
+		rb->table_clusters = MAX(
+			rb->table_clusters, div_up(entries * 8, img->cluster_size));
 	}
 	if (rb->table_clusters << img->cluster_bits > Q2_MAX_REFTABLE_BYTES)
-		return error_set(err, -EFBIG, "%s: the file is too long for a refcount table of "
-			"%llu MiB; convert the image into a new one", img->node->filename,
-			Q2_MAX_REFTABLE_BYTES / MiB);
+		return error_set(err, -EFBIG,
+			"%s: the file is too long for a refcount table of "
+			"%llu MiB; convert the image into a new one",
+			img->node->filename, Q2_MAX_REFTABLE_BYTES / MiB);
 	rb->table = mem_calloc(rb->table_clusters << (img->cluster_bits - 3), 8);
 	if (!rb->table)
 		return -ENOMEM;
@@ -336,8 +340,8 @@ static int co_write_own_counts(struct rebuild *rb)
 		for (; c < end && c >> img->refblock_bits == index; c++)
 			q2_refcount_store(rb->buf, c - base, img->h.refcount_order, 1);
 		if (r == 0)
-			r = co_block_pwrite(img->file, rb->table[index], rb->buf,
-				img->cluster_size);
+			r = co_block_pwrite(
+				img->file, rb->table[index], rb->buf, img->cluster_size);
 		if (r < 0)
 			return r;
 	}

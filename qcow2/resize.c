@@ -7,10 +7,10 @@
  * shrink	H[size] < { L1 entries and L2 entries behind the end zeroed } < -1 for what they
  *		referred to < the file is cut. A crash leaves leaks at worst.
  *
- * What comes into sight by growing reads as zeroes: the rest of the last cluster, which may hold old
- * data, and a backing file that goes on behind the old end, are covered before the size changes;
- * VM state that lies where the disk will be is dropped, and so is what a shrink cut short by a crash
- * has left behind the end.
+ * What comes into sight by growing reads as zeroes: the rest of the last cluster, which may hold
+ *old data, and a backing file that goes on behind the old end, are covered before the size changes;
+ * VM state that lies where the disk will be is dropped, and so is what a shrink cut short by a
+ *crash has left behind the end.
  */
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
@@ -163,8 +163,8 @@ static int co_remove_leftovers(struct q2_image *img, struct error *err)
 	int r = co_find_leftovers(img, &found);
 
 	if (r < 0 || !found)
-		return r < 0 ? error_set_errno(err, r, "%s: cannot read the L2 tables",
-				       img->node->filename)
+		return r < 0 ? error_set_errno(
+				       err, r, "%s: cannot read the L2 tables", img->node->filename)
 			     : 0;
 	r = co_q2_structure_begin(img, false, err);
 	if (r < 0)
@@ -274,9 +274,10 @@ static int co_grow(struct q2_image *img, const struct block_resize *rs, struct e
 	int r = 0;
 
 	if (needed > Q2_MAX_L1_BYTES / 8)
-		return error_set(err, -EFBIG, "%s: with clusters of %llu bytes a disk cannot be "
-			"larger than %llu bytes", img->node->filename,
-			(unsigned long long)img->cluster_size,
+		return error_set(err, -EFBIG,
+			"%s: with clusters of %llu bytes a disk cannot be "
+			"larger than %llu bytes",
+			img->node->filename, (unsigned long long)img->cluster_size,
 			(unsigned long long)(Q2_MAX_L1_BYTES / 8)
 				<< (img->cluster_bits + img->l2_bits));
 	r = co_remove_leftovers(img, err);
@@ -297,7 +298,8 @@ static int co_grow(struct q2_image *img, const struct block_resize *rs, struct e
 	}
 	if (r == 0)
 		r = co_switch_size(img, rs->size);
-	return r < 0 ? error_set_errno(err, r, "%s: cannot grow the image", img->node->filename) : 0;
+	return r < 0 ? error_set_errno(err, r, "%s: cannot grow the image", img->node->filename)
+		     : 0;
 }
 
 /* --- shrinking ----------------------------------------------------------------------------- */
@@ -324,8 +326,10 @@ static int co_shrink(struct q2_image *img, const struct block_resize *rs, struct
 	int r;
 
 	if (rs->prealloc != BLOCK_PREALLOC_OFF)
-		return error_set(err, -EINVAL, "%s: preallocation can only be used for growing an "
-			"image", img->node->filename);
+		return error_set(err, -EINVAL,
+			"%s: preallocation can only be used for growing an "
+			"image",
+			img->node->filename);
 	r = co_q2_structure_begin(img, false, err);
 	if (r < 0)
 		return r;
@@ -343,12 +347,14 @@ int co_q2_resize(struct block_node *n, const struct block_resize *rs, struct err
 	if (r < 0)
 		return r;
 	if (rs->size % 512)
-		return error_set(err, -EINVAL, "%s: the new size must be a multiple of 512",
-			n->filename);
+		return error_set(
+			err, -EINVAL, "%s: the new size must be a multiple of 512", n->filename);
 	/* Snapshots of version 2 do not say how large their disk was. */
 	if (img->h.version < 3 && img->nb_snapshots)
-		return error_set(err, -ENOTSUP, "%s: an image of version 2 with snapshots cannot be "
-			"resized; upgrade it with qemu-img amend -o compat=1.1", n->filename);
+		return error_set(err, -ENOTSUP,
+			"%s: an image of version 2 with snapshots cannot be "
+			"resized; upgrade it with qemu-img amend -o compat=1.1",
+			n->filename);
 	r = co_q2_before_write(img);
 	if (r < 0)
 		return error_set_errno(err, r, "%s: cannot update the header", n->filename);

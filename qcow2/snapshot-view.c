@@ -2,8 +2,8 @@
 /*
  * A snapshot as a read-only disk, and the VM state behind the end of the active one.
  *
- * The view is a second qcow2 node on the same file, read-only, with the snapshot's L1 table and size
- * in place of the active ones. What a snapshot refers to does not change while it exists.
+ * The view is a second qcow2 node on the same file, read-only, with the snapshot's L1 table and
+ * size in place of the active ones. What a snapshot refers to does not change while it exists.
  */
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
@@ -31,8 +31,8 @@ static int co_dress(struct block_node *view, struct block_node *n, const uint64_
 	img->h.size = size;
 	__atomic_store_n(&view->size, size, __ATOMIC_RELAXED);
 	if (n->child[BLOCK_ROLE_BACKING])
-		return co_block_set_child(view, BLOCK_ROLE_BACKING,
-			block_node_ref(n->child[BLOCK_ROLE_BACKING]));
+		return co_block_set_child(
+			view, BLOCK_ROLE_BACKING, block_node_ref(n->child[BLOCK_ROLE_BACKING]));
 	return 0;
 }
 
@@ -48,14 +48,14 @@ static int co_open_view(struct block_node *n, struct block_node **ret, struct er
 		BLOCK_OPEN_AUTO_RO);
 	o.flags |= BLOCK_OPEN_NO_BACKING;
 	o.perm = o.shared = 0;
-	r = co_block_open_on(&block_qcow2, block_node_ref(n->child[BLOCK_ROLE_FILE]), none, &o, ret,
-		err);
+	r = co_block_open_on(
+		&block_qcow2, block_node_ref(n->child[BLOCK_ROLE_FILE]), none, &o, ret, err);
 	conf_free(none);
 	return r;
 }
 
-int co_q2_snapshot_open(struct block_node *n, const char *id_or_name, struct block_node **ret,
-	struct error *err)
+int co_q2_snapshot_open(
+	struct block_node *n, const char *id_or_name, struct block_node **ret, struct error *err)
 {
 	struct q2_image *img = q2_image(n);
 	int at = q2_snapshot_find(img, id_or_name), r = 0;
@@ -63,13 +63,13 @@ int co_q2_snapshot_open(struct block_node *n, const char *id_or_name, struct blo
 	struct block_node *view;
 
 	if (at < 0)
-		return error_set(err, -ENOENT, "%s: there is no snapshot '%s'", n->filename,
-			id_or_name);
+		return error_set(
+			err, -ENOENT, "%s: there is no snapshot '%s'", n->filename, id_or_name);
 	if (img->writable)
 		r = co_q2_commit(img, false);
 	if (r < 0)
-		return error_set_errno(err, r, "%s: cannot write out the metadata caches",
-			n->filename);
+		return error_set_errno(
+			err, r, "%s: cannot write out the metadata caches", n->filename);
 	r = co_q2_snapshot_l1(img, &img->snapshots[at], &l1, err);
 	if (r == 0)
 		r = co_open_view(n, &view, err);
@@ -78,8 +78,8 @@ int co_q2_snapshot_open(struct block_node *n, const char *id_or_name, struct blo
 	r = co_dress(view, n, l1, &img->snapshots[at]);
 	if (r < 0) {
 		co_block_node_unref(view);
-		return error_set_errno(err, r, "%s: cannot show snapshot '%s'", n->filename,
-			id_or_name);
+		return error_set_errno(
+			err, r, "%s: cannot show snapshot '%s'", n->filename, id_or_name);
 	}
 	*ret = view;
 	return 0;
@@ -93,8 +93,8 @@ static uint64_t vm_state_start(const struct q2_image *img)
 	return q2_l1_needed(img, img->h.size) << (img->cluster_bits + img->l2_bits);
 }
 
-static int vm_state_range(const struct q2_image *img, const struct block_io *io, uint64_t *off,
-	uint64_t *end)
+static int vm_state_range(
+	const struct q2_image *img, const struct block_io *io, uint64_t *off, uint64_t *end)
 {
 	if (add_overflow(vm_state_start(img), io->off, off) || add_overflow(*off, io->len, end) ||
 		q2_l1_needed(img, *end) > Q2_MAX_L1_BYTES / 8)

@@ -29,8 +29,8 @@ void q2_snapshots_free(struct q2_image *img)
 
 static int bad_table(const struct q2_image *img, struct error *err, const char *what)
 {
-	return error_set(err, -EUCLEAN, "%s: the snapshot table is damaged: %s", img->node->filename,
-		what);
+	return error_set(
+		err, -EUCLEAN, "%s: the snapshot table is damaged: %s", img->node->filename, what);
 }
 
 /* Reads entries through a window of the table, so that its size need not be known in advance. */
@@ -107,7 +107,8 @@ static int co_read_entry(struct reader *rd, struct q2_snapshot_entry *s, struct 
 		return bad_table(img, err, "an entry has more than 1024 bytes of extra data");
 	}
 	if (img->h.version >= 3 && s->extra_len < Q2_SX_DISK_SIZE + 8)
-		return bad_table(img, err, "an entry has less than 16 bytes of extra data, which "
+		return bad_table(img, err,
+			"an entry has less than 16 bytes of extra data, which "
 			"version 3 does not allow");
 	r = co_reader_get(rd, (size_t)s->extra_len + id_size + name_size, &p);
 	if (r < 0)
@@ -155,8 +156,10 @@ int co_q2_snapshots_load(struct q2_image *img, struct error *err)
 	if (!h->nb_snapshots)
 		return 0;
 	if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
-		return error_set(err, -EFBIG, "%s: the image says it has %u snapshots; at most %u "
-			"are supported", img->node->filename, h->nb_snapshots, Q2_MAX_SNAPSHOTS);
+		return error_set(err, -EFBIG,
+			"%s: the image says it has %u snapshots; at most %u "
+			"are supported",
+			img->node->filename, h->nb_snapshots, Q2_MAX_SNAPSHOTS);
 	if (!is_aligned(h->snapshots_offset, img->cluster_size) ||
 		h->snapshots_offset >= block_size(img->file))
 		return bad_table(img, err, "it does not lie at a cluster of the file");
@@ -167,8 +170,8 @@ int co_q2_snapshots_load(struct q2_image *img, struct error *err)
 	if (r < 0) {
 		q2_snapshots_free(img);
 		if (r != -EUCLEAN)
-			error_set_errno(err, r, "%s: cannot read the snapshot table",
-				img->node->filename);
+			error_set_errno(
+				err, r, "%s: cannot read the snapshot table", img->node->filename);
 	}
 	return r;
 }
@@ -186,18 +189,21 @@ int q2_snapshot_find(const struct q2_image *img, const char *id_or_name)
 	return -ENOENT;
 }
 
-int co_q2_snapshot_l1(struct q2_image *img, const struct q2_snapshot_entry *s, uint64_t **ret,
-	struct error *err)
+int co_q2_snapshot_l1(
+	struct q2_image *img, const struct q2_snapshot_entry *s, uint64_t **ret, struct error *err)
 {
 	uint64_t bytes = (uint64_t)s->l1_size * 8;
 	_cleanup_free_ uint64_t *l1 = NULL;
 	int r = 0;
 
 	if (bytes > Q2_MAX_L1_BYTES || !is_aligned(s->l1_offset, img->cluster_size) ||
-		(bytes && !range_inside(s->l1_offset, bytes,
-				  align_up(block_size(img->file), img->cluster_size))))
-		return error_set(err, -EUCLEAN, "%s: snapshot '%s' has an L1 table that does not "
-			"lie inside the file", img->node->filename, s->info.name);
+		(bytes &&
+			!range_inside(s->l1_offset, bytes,
+				align_up(block_size(img->file), img->cluster_size))))
+		return error_set(err, -EUCLEAN,
+			"%s: snapshot '%s' has an L1 table that does not "
+			"lie inside the file",
+			img->node->filename, s->info.name);
 	l1 = block_buffer_alloc(img->file, MAX(bytes, 512ULL));
 	if (!l1)
 		return error_set(err, -ENOMEM, "out of memory");

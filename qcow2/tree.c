@@ -8,8 +8,8 @@
  * (refs.c); then every refcount block that has changes is read, corrected and written, once.
  *
  * The caller decides about order (I1, I2): RAISE < the new root is written < LOWER. COPIED may be
- * cleared at any time; it is set (I6) by Q2_TREE_COPIED when the refcounts of the window are durable
- * and only where this operation brought them down to 1.
+ * cleared at any time; it is set (I6) by Q2_TREE_COPIED when the refcounts of the window are
+ * durable and only where this operation brought them down to 1.
  *
  * When the changes do not fit into memory, windows of clusters are done one after the other, each
  * with a walk of its own.
@@ -22,7 +22,8 @@
 int q2_tree_init(struct q2_tree *t, struct q2_image *img)
 {
 	*t = (struct q2_tree){.img = img};
-	return q2_refs_init(&t->refs, div_up(block_size(img->file), img->cluster_size), TREE_MEMORY);
+	return q2_refs_init(
+		&t->refs, div_up(block_size(img->file), img->cluster_size), TREE_MEMORY);
 }
 
 void q2_tree_destroy(struct q2_tree *t)
@@ -97,8 +98,8 @@ static uint32_t find_run(const uint8_t *data, uint32_t i, uint32_t n, uint64_t f
 	return k - i;
 }
 
-static int add_clusters(struct q2_tree *t, struct q2_refs_cursor *cur, uint64_t off, uint64_t len,
-	int64_t delta)
+static int add_clusters(
+	struct q2_tree *t, struct q2_refs_cursor *cur, uint64_t off, uint64_t len, int64_t delta)
 {
 	unsigned bits = t->img->cluster_bits;
 	uint64_t first = off >> bits, n = ((off + len - 1) >> bits) - first + 1;
@@ -110,8 +111,8 @@ static int add_clusters(struct q2_tree *t, struct q2_refs_cursor *cur, uint64_t 
 	return 0;
 }
 
-static int collect_l2_table(void *arg, const struct q2_table *table, uint8_t *data,
-	struct q2_changed *changed)
+static int collect_l2_table(
+	void *arg, const struct q2_table *table, uint8_t *data, struct q2_changed *changed)
 {
 	struct collect *c = arg;
 	const struct q2_image *img = c->t->img;
@@ -140,8 +141,8 @@ static int collect_l2_table(void *arg, const struct q2_table *table, uint8_t *da
 		if (size == 8)
 			run = find_run(data, i, n, entry, img->cluster_size);
 		if (!external)
-			r = add_clusters(c->t, &cur, off, (uint64_t)run << img->cluster_bits,
-				table->refs);
+			r = add_clusters(
+				c->t, &cur, off, (uint64_t)run << img->cluster_bits, table->refs);
 		if (clear && entry & Q2_COPIED) {
 			for (uint32_t k = i; k < i + run; k++)
 				data[(size_t)k * size] &= 0x7f;
@@ -170,8 +171,8 @@ static int co_collect(struct q2_tree *t, bool clear_copied)
 			q2_refs_add(&cur, table->off >> t->img->cluster_bits, table->refs);
 		/* A table whose changes cancel out is in both trees: nothing below it changes. */
 		if (table->refs)
-			r = q2_tables_add(&todo, table->off, table->index, table->refs,
-				table->active);
+			r = q2_tables_add(
+				&todo, table->off, table->index, table->refs, table->active);
 	}
 	q2_refs_cursor_end(&cur);
 	w.tables = todo.v;
@@ -226,8 +227,8 @@ static int change_refcount(const struct apply *a, uint8_t *data, uint64_t i, int
 	return 0;
 }
 
-static int apply_refblock(void *arg, const struct q2_table *table, uint8_t *data,
-	struct q2_changed *changed)
+static int apply_refblock(
+	void *arg, const struct q2_table *table, uint8_t *data, struct q2_changed *changed)
 {
 	struct apply *a = arg;
 	const struct q2_image *img = a->t->img;
@@ -324,8 +325,8 @@ static int co_apply_refblocks(struct q2_tree *t, enum q2_tree_step step)
 
 /* --- COPIED -------------------------------------------------------------------------------- */
 
-static int set_l2_copied(void *arg, const struct q2_table *table, uint8_t *data,
-	struct q2_changed *changed)
+static int set_l2_copied(
+	void *arg, const struct q2_table *table, uint8_t *data, struct q2_changed *changed)
 {
 	struct q2_tree *t = arg;
 	const struct q2_image *img = t->img;
@@ -343,8 +344,8 @@ static int set_l2_copied(void *arg, const struct q2_table *table, uint8_t *data,
 		for (uint64_t k = 0, got; k < run; k += got) {
 			int16_t *slot;
 
-			got = q2_refs_slots(&cur, (off >> img->cluster_bits) + k, run - k, false,
-				&slot);
+			got = q2_refs_slots(
+				&cur, (off >> img->cluster_bits) + k, run - k, false, &slot);
 			for (uint64_t j = 0; slot && j < got; j++) {
 				if (!(slot[j] & 1))
 					continue;
@@ -371,8 +372,8 @@ static int co_set_copied(struct q2_tree *t)
 		bool known;
 
 		if (!(img->l1[i] & Q2_OFFSET_MASK) || img->l1[i] & Q2_COPIED ||
-			!q2_refs_flag(&cur, (img->l1[i] & Q2_OFFSET_MASK) >> img->cluster_bits,
-				&known))
+			!q2_refs_flag(
+				&cur, (img->l1[i] & Q2_OFFSET_MASK) >> img->cluster_bits, &known))
 			continue;
 		img->l1[i] |= Q2_COPIED;
 		changed = true;

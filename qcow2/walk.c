@@ -3,9 +3,10 @@
  * Bulk access to tables: runs a function over many L2 tables or refcount blocks.
  *
  * Structural operations and the check read every table once, in the order of the file and in large
- * pieces. A few coroutines each take a batch of tables, read it (tables that lie side by side in one
- * request), hand it to the worker pool, and write back what the function changed. They go past the
- * caches, so the image is quiesced. The order of the calls is undefined and they run in parallel.
+ * pieces. A few coroutines each take a batch of tables, read it (tables that lie side by side in
+ * one request), hand it to the worker pool, and write back what the function changed. They go past
+ * the caches, so the image is quiesced. The order of the calls is undefined and they run in
+ * parallel.
  */
 #include <stdlib.h>
 
@@ -21,9 +22,9 @@ struct walk_state {
 	struct q2_image *img;
 	const struct q2_walk *w;
 	struct spin lock;
-	size_t next;	/* first table that nobody took */
+	size_t next; /* first table that nobody took */
 	size_t done;
-	int result;	/* first error */
+	int result; /* first error */
 	struct co_counter running;
 };
 
@@ -33,7 +34,7 @@ struct batch {
 	size_t n;
 	uint8_t *buf;
 	struct q2_changed *changed; /* by table */
-	int *read_error;	    /* by table */
+	int *read_error;            /* by table */
 };
 
 static void walk_fail(struct walk_state *st, int error)
@@ -87,7 +88,8 @@ static int co_read_batch(struct batch *b)
 		int r;
 
 		end = contiguous(b, i, cluster);
-		r = co_read_padded(img, b->tables[i].off, b->buf + i * cluster, (end - i) * cluster);
+		r = co_read_padded(
+			img, b->tables[i].off, b->buf + i * cluster, (end - i) * cluster);
 		if (r < 0 && !b->st->w->read_error)
 			return r;
 		for (size_t k = i; k < end; k++)
@@ -138,8 +140,8 @@ static int co_write_batch(struct batch *b)
 			to = (i - first) * cluster + align_up(b->changed[i].to, 512);
 		}
 		i++;
-		r = co_block_pwrite(img->file, b->tables[first].off + from, b->buf + at + from,
-			to - from);
+		r = co_block_pwrite(
+			img->file, b->tables[first].off + from, b->buf + at + from, to - from);
 		if (r < 0)
 			return r;
 	}

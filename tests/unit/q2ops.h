@@ -57,8 +57,8 @@ static inline void take_line(void *arg, bool is_error, const char *line)
 }
 
 /* Runs the check on a file, with a node of its own. */
-static inline struct block_check check_file(struct block_node *file, uint32_t repair,
-	uint64_t memory, struct check_lines *lines)
+static inline struct block_check check_file(
+	struct block_node *file, uint32_t repair, uint64_t memory, struct check_lines *lines)
 {
 	struct block_check c = {.repair = repair, .memory = memory};
 	uint32_t flags = repair ? RW | BLOCK_OPEN_CHECK : BLOCK_OPEN_CHECK;
@@ -71,7 +71,8 @@ static inline struct block_check check_file(struct block_node *file, uint32_t re
 		c.arg = lines;
 	}
 	check_int(q2_test_try_open(block_node_ref(file), NULL, flags | BLOCK_OPEN_NO_BACKING, NULL,
-			  &n, &err), 0);
+			  &n, &err),
+		0);
 	if (q2_check_ops.co_check(n, &c, &err)) {
 		fprintf(stderr, "check: %s\n", err.text);
 		abort();

@@ -134,33 +134,48 @@ static const struct damage {
 	bool leaks_refused;
 } damages[] = {
 	{"leak", damage_leak, 1, 1, "Leaked cluster 8 refcount=2 reference=1\n", true, true, false},
-	{"refcount 0", damage_refcount_zero, 2, 0, "ERROR cluster 5 refcount=0 reference=1\n"
+	{"refcount 0", damage_refcount_zero, 2, 0,
+		"ERROR cluster 5 refcount=0 reference=1\n"
 		"ERROR OFLAG_COPIED data cluster: l2_entry=8000000000050000 refcount=0\n",
 		false, true, false},
-	{"two references", damage_double, 1, 1, "ERROR cluster 5 refcount=1 reference=2\n"
-		"Leaked cluster 6 refcount=1 reference=0\n", false, true, false},
+	{"two references", damage_double, 1, 1,
+		"ERROR cluster 5 refcount=1 reference=2\n"
+		"Leaked cluster 6 refcount=1 reference=0\n",
+		false, true, false},
 	{"COPIED in L2", damage_l2_copied, 1, 0,
 		"ERROR OFLAG_COPIED data cluster: l2_entry=50000 refcount=1\n", true, true, false},
-	{"COPIED in L1", damage_l1_copied, 1, 0, "ERROR OFLAG_COPIED L2 cluster: l1_index=0 "
-		"l1_entry=40000 refcount=1\n", true, true, false},
-	{"unaligned", damage_unaligned, 2, 0, "ERROR offset=50200: Data cluster is not properly "
+	{"COPIED in L1", damage_l1_copied, 1, 0,
+		"ERROR OFLAG_COPIED L2 cluster: l1_index=0 "
+		"l1_entry=40000 refcount=1\n",
+		true, true, false},
+	{"unaligned", damage_unaligned, 2, 0,
+		"ERROR offset=50200: Data cluster is not properly "
 		"aligned; L2 entry corrupted.\nERROR cluster 6 refcount=1 reference=2\n",
 		false, false, false},
-	{"reserved bits", damage_reserved, 1, 0, "ERROR found l2 entry with reserved bits set: "
-		"8400000000050000\n", false, false, false},
-	{"beyond the end", damage_beyond, 2, 1, "ERROR: counting reference for region exceeding the "
+	{"reserved bits", damage_reserved, 1, 0,
+		"ERROR found l2 entry with reserved bits set: "
+		"8400000000050000\n",
+		false, false, false},
+	{"beyond the end", damage_beyond, 2, 1,
+		"ERROR: counting reference for region exceeding the "
 		"end of the file by one cluster or more: offset 0x10000000 size 0x10000\n",
 		false, false, false},
-	{"L1 reserved bits", damage_l1_reserved, 1, 0, "ERROR found L1 entry with reserved bits set: "
-		"8000000000040001\n", false, false, false},
-	{"L1 unaligned", damage_l1_unaligned, 1, 17, "ERROR l2_offset=40200: Table is not cluster "
-		"aligned; L1 entry corrupted\n", false, false, false},
+	{"L1 reserved bits", damage_l1_reserved, 1, 0,
+		"ERROR found L1 entry with reserved bits set: "
+		"8000000000040001\n",
+		false, false, false},
+	{"L1 unaligned", damage_l1_unaligned, 1, 17,
+		"ERROR l2_offset=40200: Table is not cluster "
+		"aligned; L1 entry corrupted\n",
+		false, false, false},
 	{"block beyond the end", damage_reftable_beyond, 1, 0,
 		"ERROR refcount block 1 is outside image\n", false, true, true},
-	{"no block", damage_reftable_zero, 37, 0, "ERROR cluster 0 refcount=0 reference=1\n",
+	{"no block", damage_reftable_zero, 37, 0, "ERROR cluster 0 refcount=0 reference=1\n", false,
+		true, true},
+	{"block unaligned", damage_reftable_unaligned, 38, 0,
+		"ERROR refcount block 0 is not "
+		"cluster aligned; refcount table entry corrupted\n",
 		false, true, true},
-	{"block unaligned", damage_reftable_unaligned, 38, 0, "ERROR refcount block 0 is not "
-		"cluster aligned; refcount table entry corrupted\n", false, true, true},
 	{"block twice", damage_reftable_twice, 2, 0, "ERROR cluster 2 refcount=1 reference=2\n",
 		false, true, true},
 	{"block without count", damage_refblock_count, 1, 0,
@@ -176,8 +191,9 @@ static int try_repair(struct block_node *file, uint32_t repair, struct block_che
 	int r;
 
 	*ret = (struct block_check){.repair = repair};
-	check_int(q2_test_try_open(
-			  block_node_ref(file), NULL, RW | BLOCK_OPEN_CHECK, NULL, &n, NULL), 0);
+	check_int(
+		q2_test_try_open(block_node_ref(file), NULL, RW | BLOCK_OPEN_CHECK, NULL, &n, NULL),
+		0);
 	r = q2_check_ops.co_check(n, ret, NULL);
 	co_block_node_unref(n);
 	return r;
@@ -221,13 +237,15 @@ CO_TEST(damage)
 				expect_cured(file, d, d->leaks_cures);
 			} else {
 				check_int(try_repair(file, BLOCK_REPAIR_LEAKS | BLOCK_REPAIR_ERRORS,
-						  &c), 0);
+						  &c),
+					0);
 				expect_cured(file, d, d->all_cures);
 				check_int(c.corruptions == 0, d->all_cures);
 				check_int(c.leaks, 0);
 				/* A second repair finds nothing that it could do. */
 				check_int(try_repair(file, BLOCK_REPAIR_LEAKS | BLOCK_REPAIR_ERRORS,
-						  &again), 0);
+						  &again),
+					0);
 				check_int(again.corruptions_fixed + again.leaks_fixed, 0);
 			}
 			close_image(file);
@@ -277,7 +295,8 @@ CO_TEST(rebuild_widths)
 		char opts[80];
 		uint64_t entries;
 
-		snprintf(opts, sizeof(opts), "size=1M,cluster_size=512,refcount_bits=%s", widths[i]);
+		snprintf(
+			opts, sizeof(opts), "size=1M,cluster_size=512,refcount_bits=%s", widths[i]);
 		file = create_mem(opts);
 		n = open_image(file, NULL);
 		write_fill(n, 0, 300000, i);
@@ -373,14 +392,16 @@ CO_TEST(unreadable)
 
 	file = NULL;
 	check_int(co_block_open_on(&block_fault, block_node_ref(inner), NULL,
-			  &(struct block_open_opts){.flags = RW, .trust = &block_trust_local}, &file,
-			  NULL), 0);
+			  &(struct block_open_opts){.flags = RW, .trust = &block_trust_local},
+			  &file, NULL),
+		0);
 	for (uint64_t k = 1; k < 40; k++) {
 		struct fault_rule rule = {.ops = FAULT_READ, .at = k, .error = -EIO};
 		int r;
 
-		check_int(q2_test_try_open(block_node_ref(file), NULL, BLOCK_OPEN_CHECK, NULL, &n,
-				  NULL), 0);
+		check_int(q2_test_try_open(
+				  block_node_ref(file), NULL, BLOCK_OPEN_CHECK, NULL, &n, NULL),
+			0);
 		check_int(fault_add(file, &rule), 0);
 		r = q2_check_ops.co_check(n, &c, NULL);
 		fault_clear(file);
@@ -399,7 +420,8 @@ CO_TEST(no_memory)
 	int r = -ENOMEM;
 
 	damage_leak(file);
-	check_int(q2_test_try_open(block_node_ref(file), NULL, BLOCK_OPEN_CHECK, NULL, &n, NULL), 0);
+	check_int(
+		q2_test_try_open(block_node_ref(file), NULL, BLOCK_OPEN_CHECK, NULL, &n, NULL), 0);
 	for (uint64_t k = 1; r < 0; k++) {
 		mem_fail_at(k, false);
 		r = q2_check_ops.co_check(n, &c, NULL);

@@ -157,12 +157,15 @@ static void incompressible(void **state)
 static void foreign(void **state)
 {
 	enum { N = 65536 };
-	_cleanup_free_ uint8_t *src = mem_alloc(2 * N), *enc = mem_alloc(4 * N), *dec = mem_alloc(N);
+	_cleanup_free_ uint8_t *src = mem_alloc(2 * N), *enc = mem_alloc(4 * N),
+			       *dec = mem_alloc(N);
 	size_t sizes[] = {N, 2 * N, N - 1, N / 2};
 
 	fill_text(src, 2 * N);
 	for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
-		z_stream z = {.next_in = src, .avail_in = (uInt)sizes[i], .next_out = enc,
+		z_stream z = {.next_in = src,
+			.avail_in = (uInt)sizes[i],
+			.next_out = enc,
 			.avail_out = 4 * N};
 		size_t len;
 
@@ -316,7 +319,8 @@ CO_TEST(packed)
 	free(buf);
 }
 
-/* Text takes less room than its clusters, next to each other, and unaligned requests are refused. */
+/* Text takes less room than its clusters, next to each other, and unaligned requests are refused.
+ */
 CO_TEST(tight)
 {
 	enum { SIZE = 4 * 1024 * 1024 };
@@ -350,8 +354,8 @@ CO_TEST(tight)
 CO_TEST(sectors_are_written_once)
 {
 	enum { CLUSTER = 4096, N = 200 };
-	struct block_node *file = must_open("driver=record,file.driver=mem,file.size=0",
-		BLOCK_OPEN_RDWR);
+	struct block_node *file = must_open(
+		"driver=record,file.driver=mem,file.size=0", BLOCK_OPEN_RDWR);
 	uint8_t *data = malloc(CLUSTER), *seen = calloc(1, 65536);
 	const struct record_event *e;
 	struct block_node *n;

@@ -175,8 +175,8 @@ static struct block_node *recorded_mem(uint64_t size)
 	return must_open(text, BLOCK_OPEN_RDWR);
 }
 
-/* Sector 0 gets its magic in the last write, with a barrier before it; old content of a device loses
- * its magic first. */
+/* Sector 0 gets its magic in the last write, with a barrier before it; old content of a device
+ * loses its magic first. */
 CO_TEST(magic_last)
 {
 	static const uint64_t old_sizes[] = {0, 4 * MiB};
@@ -189,8 +189,9 @@ CO_TEST(magic_last)
 		if (old_sizes[i])
 			poke_be64(file, 0, (uint64_t)Q2_MAGIC << 32 | 3);
 		record_clear(file);
-		check_int(try_create_on(file, "size=1M,cluster_size=4k,preallocation=metadata",
-				  NULL), 0);
+		check_int(
+			try_create_on(file, "size=1M,cluster_size=4k,preallocation=metadata", NULL),
+			0);
 		e = record_log(file, &n);
 		for (size_t k = 0; k < n; k++) {
 			if (e[k].op != RECORD_WRITE && e[k].op != RECORD_ZERO)
@@ -269,8 +270,9 @@ CO_TEST(failures)
 		struct mem_content *content;
 		int r;
 
-		check_int(conf_parse_options("size=1M,backing_file=b,backing_fmt=raw", NULL, &conf,
-				  NULL), 0);
+		check_int(conf_parse_options(
+				  "size=1M,backing_file=b,backing_fmt=raw", NULL, &conf, NULL),
+			0);
 		check_int(mem_content_new(0, &content), 0);
 		c.file = q2_test_mem(content);
 		c.opts = conf;
@@ -305,8 +307,9 @@ CO_TEST(info_and_backing)
 	check_int(q2_image_ops.co_info(n, &info, NULL), 0);
 	check(!strcmp(info.backing_name, "other.img") && !strcmp(info.backing_format, "raw"));
 	close_image(n);
-	check_int(q2_test_try_open(block_node_ref(file), NULL, RW | BLOCK_OPEN_NO_BACKING, NULL, &n,
-			  NULL), 0);
+	check_int(q2_test_try_open(
+			  block_node_ref(file), NULL, RW | BLOCK_OPEN_NO_BACKING, NULL, &n, NULL),
+		0);
 	check_int(q2_image_ops.co_info(n, &info, NULL), 0);
 	check(!strcmp(info.backing_name, "other.img") && !strcmp(info.backing_format, "raw"));
 	check_int(q2_image_ops.co_set_backing(n, NULL, NULL, NULL), 0);

@@ -50,7 +50,8 @@ CO_TEST(random_sizes)
 			if (step % 2) {
 				uint64_t now = (1 + q2_random(&rnd) % (MAX / 512)) * 512;
 				enum block_prealloc mode = now > size && step % 5 == 0
-					? BLOCK_PREALLOC_METADATA : BLOCK_PREALLOC_OFF;
+					? BLOCK_PREALLOC_METADATA
+					: BLOCK_PREALLOC_OFF;
 
 				check_int(resize(n, now, mode), 0);
 				if (now < size)
@@ -164,10 +165,10 @@ CO_TEST(file_is_cut)
 
 /* --- order on disk ------------------------------------------------------------------------- */
 
-/* Applies the events up to the k-th to `base`; what was written behind the last flush may be missing
- * one by one: `skip` leaves one out. */
-static struct mem_content *replay(const struct mem_content *base, const struct record_event *e,
-	size_t k, size_t skip)
+/* Applies the events up to the k-th to `base`; what was written behind the last flush may be
+ * missing one by one: `skip` leaves one out. */
+static struct mem_content *replay(
+	const struct mem_content *base, const struct record_event *e, size_t k, size_t skip)
 {
 	struct mem_content *c;
 
@@ -185,8 +186,8 @@ static struct mem_content *replay(const struct mem_content *base, const struct r
 	return c;
 }
 
-static void check_crash_state(struct mem_content *c, uint64_t old_size, uint64_t new_size,
-	uint64_t kept)
+static void check_crash_state(
+	struct mem_content *c, uint64_t old_size, uint64_t new_size, uint64_t kept)
 {
 	struct block_node *file = q2_test_mem(c), *n;
 	struct block_check r = check_file(file, 0, 0, NULL);

@@ -97,8 +97,9 @@ static void change_disk(struct world *w)
 		check_int(co_block_pwrite(w->n, off, w->disk + off, len), 0);
 	} else {
 		memset(w->disk + off, 0, len);
-		check_int(co_block_zero(w->n, off, len,
-				  q2_random(&w->rnd) % 2 ? BLOCK_IO_UNMAP : 0), 0);
+		check_int(
+			co_block_zero(w->n, off, len, q2_random(&w->rnd) % 2 ? BLOCK_IO_UNMAP : 0),
+			0);
 	}
 }
 
@@ -181,8 +182,8 @@ static uint64_t bytes_written(struct block_node *record)
 
 CO_TEST(little_is_written)
 {
-	struct block_node *file = must_open("driver=record,file.driver=mem,file.size=0",
-		BLOCK_OPEN_RDWR);
+	struct block_node *file = must_open(
+		"driver=record,file.driver=mem,file.size=0", BLOCK_OPEN_RDWR);
 	struct block_node *n;
 	struct error err = ERROR_INIT;
 	uint64_t first, second;
@@ -212,8 +213,11 @@ CO_TEST(little_is_written)
 CO_TEST(names)
 {
 	struct block_node *file = create_disk("cluster_size=4k"), *n = open_image(file, NULL);
-	struct block_snapshot s = {.name = (char *)"7", .vm_clock_nsec = 5, .icount = 1234567890123,
-		.date_sec = 1700000000, .date_nsec = 99};
+	struct block_snapshot s = {.name = (char *)"7",
+		.vm_clock_nsec = 5,
+		.icount = 1234567890123,
+		.date_sec = 1700000000,
+		.date_nsec = 99};
 	struct block_snapshot *list;
 	struct error err = ERROR_INIT;
 	size_t count;
@@ -327,8 +331,8 @@ CO_TEST(state)
 {
 	enum { LEN = 200000 };
 	struct block_node *file = create_disk("cluster_size=4k"), *n = open_image(file, NULL);
-	struct block_snapshot s = {.name = (char *)"vm", .vm_state_size = LEN + 77,
-		.icount = UINT64_MAX};
+	struct block_snapshot s = {
+		.name = (char *)"vm", .vm_state_size = LEN + 77, .icount = UINT64_MAX};
 	struct error err = ERROR_INIT;
 	uint8_t *buf = malloc(LEN), *want = malloc(LEN);
 
@@ -380,7 +384,7 @@ CO_TEST(damaged_table)
 	} pokes[] = {
 		{Q2_S_EXTRA_SIZE, 4, 1025, -EUCLEAN},
 		{Q2_S_EXTRA_SIZE, 4, 8, -EUCLEAN}, /* version 3 wants 16 */
-		{Q2_S_NAME_SIZE, 2, 65535, 0},	    /* a long name of zero bytes */
+		{Q2_S_NAME_SIZE, 2, 65535, 0},     /* a long name of zero bytes */
 		{Q2_S_ID_SIZE, 2, 60000, 0},
 	};
 	struct block_node *file = create_disk("cluster_size=4k"), *n = open_image(file, NULL);
@@ -396,7 +400,8 @@ CO_TEST(damaged_table)
 		check_int(co_block_pread(file, table, saved, sizeof(saved)), 0);
 		store_be64(b, pokes[i].value << (64 - 8 * pokes[i].bytes));
 		check_int(co_block_pwrite(file, table + pokes[i].off, b, pokes[i].bytes), 0);
-		check_int(q2_test_try_open(block_node_ref(file), NULL, RW, NULL, &n, &err), -EUCLEAN);
+		check_int(
+			q2_test_try_open(block_node_ref(file), NULL, RW, NULL, &n, &err), -EUCLEAN);
 		check(strstr(err.text, "snapshot table") != NULL);
 		check_int(co_block_pwrite(file, table, saved, sizeof(saved)), 0);
 	}
@@ -458,7 +463,8 @@ CO_TEST(failing_requests)
 		for (uint64_t k = 1;; k++) {
 			struct block_node *file, *n;
 			struct fault_rule rule = {.ops = FAULT_WRITE | FAULT_FLUSH | FAULT_READ,
-				.at = k, .error = -EIO};
+				.at = k,
+				.error = -EIO};
 			int r;
 
 			file = must_open("driver=fault,file.driver=mem,file.size=0", RW);
@@ -474,10 +480,12 @@ CO_TEST(failing_requests)
 			co_block_node_unref(n);
 			/* After a failed flush the node takes no more: look at the bytes anew. */
 			file = reborn(file);
-			check_int(q2_test_try_open(block_node_ref(file), NULL, RW, NULL, &n, NULL), 0);
+			check_int(q2_test_try_open(block_node_ref(file), NULL, RW, NULL, &n, NULL),
+				0);
 			check_int(co_block_pread(n, 0, buf, DISK), 0);
 			check(!memcmp(buf + DISK / 2, old + DISK / 2, DISK / 2));
-			check(!memcmp(buf, new, DISK / 2) || (op == 1 && !memcmp(buf, old, DISK / 2)));
+			check(!memcmp(buf, new, DISK / 2) ||
+				(op == 1 && !memcmp(buf, old, DISK / 2)));
 			if (q2_snapshot_find(q2_image(n), "a") >= 0)
 				check(view_reads(n, "a", old, DISK));
 			else
