@@ -306,6 +306,45 @@ CO_TEST(full_store_reuses_the_quarantine)
 	co_block_node_unref(file);
 }
 
+static uint64_t features_of(struct block_node *file)
+{
+	uint8_t bits[8];
+
+	check_int(co_block_pread(file, Q2_H_INCOMPATIBLE, bits, 8), 0);
+	return load_be64(bits);
+}
+
+/* DIRTY is on disk before the first allocation is, and gone after a clean close. */
+CO_TEST(lazy_refcounts)
+{
+	static const struct q2_test lazy = {3, 12, 4, false, true, false, MiB, NULL};
+	uint8_t buf[4096] = "x";
+	struct mem_content *crashed;
+	struct block_node *file, *n;
+	struct image i;
+
+	image_open(&i, &lazy);
+	check_int(features_of(i.file), 0);
+	check_int(co_block_pwrite(i.n, 0, buf, 4096), 0);
+	check_int(features_of(i.file), Q2_INCOMPAT_DIRTY);
+	check_int(co_block_flush(i.n), 0);
+	check_int(mem_node_snapshot(i.file, &crashed), 0);
+	check_int(co_block_node_unref(i.n), 0);
+	check_int(features_of(i.file), 0);
+	q2_test_structure_of(i.file, true);
+	co_block_node_unref(i.file);
+
+	/* The lost refcounts are counted again at the next open for writing. */
+	file = q2_test_mem(crashed);
+	n = q2_test_open(block_node_ref(file), NULL, NULL);
+	check_int(co_block_pread(n, 0, buf, 4096), 0);
+	check_int(buf[0], 'x');
+	check_int(co_block_node_unref(n), 0);
+	check_int(features_of(file), 0);
+	q2_test_structure_of(file, true);
+	co_block_node_unref(file);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -321,6 +360,7 @@ int main(void)
 		cmocka_unit_test(requests_in_flight_keep_clusters),
 		cmocka_unit_test(quiescing_empties_everything),
 		cmocka_unit_test(full_store_reuses_the_quarantine),
+		cmocka_unit_test(lazy_refcounts),
 	};
 
 	return cmocka_run_group_tests(tests, test_setup, test_teardown);

@@ -294,6 +294,60 @@ static void run_threads(const struct q2_test *t, uint64_t seed)
 	model_stop(&m);
 }
 
+/* Takes and deletes snapshots under the feet of the others. */
+static int co_snapshots(void *arg)
+{
+	struct model *m = ((struct worker *)arg)->m;
+	const struct block_snapshot_ops *ops = m->n->drv->snapshot;
+	struct block_snapshot s = {.name = (char *)"s", .icount = UINT64_MAX};
+	struct error err = ERROR_INIT;
+
+	for (unsigned i = 0; i < 12; i++) {
+		int r = ops->co_create(m->n, &s, &err);
+
+		if (r == 0)
+			r = ops->co_delete(m->n, "s", &err);
+		if (r < 0) {
+			fprintf(stderr, "snapshot: %s (%s)\n", err.text, test_shape(m->t));
+			abort();
+		}
+		check_int(co_q2_quiesce_begin(q2_image(m->n)), 0);
+		co_pause();
+		co_q2_quiesce_end(q2_image(m->n));
+	}
+	return 0;
+}
+
+static void run_snapshots(const struct q2_test *t, uint64_t seed)
+{
+	struct ring_thread *thread[4];
+	struct worker w[4];
+	struct model m;
+
+	model_start(&m, t, seed);
+	for (unsigned i = 0; i < 4; i++) {
+		w[i] = (struct worker){&m, i, seed * 77 + i + 1, NULL};
+		check_int(ring_thread_start(
+				  NULL, i ? co_thread : co_snapshots, &w[i], &thread[i]),
+			0);
+	}
+	for (unsigned i = 0; i < 4; i++)
+		check_int(ring_thread_join(thread[i]), 0);
+	compare(&m, 0, m.size, "under snapshots");
+	model_stop(&m);
+}
+
+CO_TEST(requests_under_snapshots)
+{
+	const char *env = getenv("SEEDS");
+	unsigned seeds = env ? (unsigned)atoi(env) : 1;
+
+	for (unsigned seed = 0; seed < seeds; seed++)
+		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
+			if (shapes[i].order >= 2)
+				run_snapshots(&shapes[i], seed * 100 + i + 1);
+}
+
 CO_TEST(requests_on_threads)
 {
 	const char *env = getenv("SEEDS");
@@ -310,6 +364,7 @@ int main(void)
 		cmocka_unit_test(random_requests),
 		cmocka_unit_test(concurrent_requests),
 		cmocka_unit_test(requests_on_threads),
+		cmocka_unit_test(requests_under_snapshots),
 	};
 
 	cmocka_set_test_filter(getenv("TEST_FILTER"));
