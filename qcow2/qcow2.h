@@ -562,6 +562,7 @@ struct q2_tree {
 	struct q2_tables extra;	 /* clusters with a change of their own (L1 copies, old tables) */
 	struct q2_refs refs;	 /* the changes; flag: the refcount has come down to 1 */
 	bool collected;		 /* refs holds the changes of the window */
+	struct q2_freed *freed;	 /* clusters that nothing refers to any more (tree.c) */
 };
 int q2_tree_init(struct q2_tree *t, struct q2_image *img);
 void q2_tree_destroy(struct q2_tree *t);
@@ -580,7 +581,8 @@ enum q2_tree_step {
 	Q2_TREE_COPIED,	 /* after LOWER: lowers, barrier, sets COPIED where the refcount became 1 */
 };
 /* Applies the step to all; `clear_copied`: COPIED is cleared in tables marked active on the way.
- * No barrier at the end. */
+ * LOWER and COPIED come when the removed references are durable (I2) and give host space back where
+ * discards reach the file. No barrier at the end. */
 int co_q2_tree_apply(struct q2_tree *t, enum q2_tree_step step, bool clear_copied);
 
 /* --- codec.c: cluster codecs, pure --- */

@@ -31,6 +31,8 @@ void q2_tree_destroy(struct q2_tree *t)
 	q2_tables_free(&t->tables);
 	q2_tables_free(&t->extra);
 	q2_refs_destroy(&t->refs);
+	mem_free(t->freed);
+	t->freed = NULL;
 }
 
 static bool inside_file(const struct q2_image *img, uint64_t off)
@@ -194,6 +196,48 @@ struct apply {
 	enum q2_tree_step step;
 };
 
+/* Runs of clusters whose refcount came down to 0: their host space is given back at the end. Giving
+ * back is a kindness: what does not fit is left out. */
+struct q2_freed {
+	struct spin lock;
+	size_t n;
+	struct run {
+		uint64_t first, n;
+	} runs[256 * 1024];
+};
+
+static void freed_add(struct q2_freed *f, struct run run)
+{
+	struct run *last;
+
+	if (!f || !run.n)
+		return;
+	spin_lock(&f->lock);
+	last = f->n ? &f->runs[f->n - 1] : NULL;
+	if (last && last->first + last->n == run.first)
+		last->n += run.n;
+	else if (f->n < ARRAY_SIZE(f->runs))
+		f->runs[f->n++] = run;
+	spin_unlock(&f->lock);
+}
+
+/* No request is in flight, the references are gone durably: nobody can miss these clusters (I3). */
+static void co_release_freed(struct q2_tree *t)
+{
+	const struct q2_image *img = t->img;
+	uint64_t size = block_size(img->file);
+
+	for (size_t i = 0; t->freed && i < t->freed->n; i++) {
+		uint64_t off = t->freed->runs[i].first << img->cluster_bits;
+		uint64_t len = t->freed->runs[i].n << img->cluster_bits;
+
+		if (off < size)
+			co_block_discard(img->file, off, MIN(len, size - off), 0);
+	}
+	mem_free(t->freed);
+	t->freed = NULL;
+}
+
 static bool step_takes(enum q2_tree_step step, int64_t delta)
 {
 	switch (step) {
@@ -209,7 +253,7 @@ static bool step_takes(enum q2_tree_step step, int64_t delta)
 
 /* The refcount of slot i of a block changes by delta. */
 static int change_refcount(const struct apply *a, uint8_t *data, uint64_t i, int64_t delta,
-	int16_t *slot, struct q2_changed *changed)
+	int16_t *slot, struct q2_changed *changed, bool *freed)
 {
 	const struct q2_image *img = a->t->img;
 	unsigned order = img->h.refcount_order;
@@ -224,6 +268,7 @@ static int change_refcount(const struct apply *a, uint8_t *data, uint64_t i, int
 	q2_refcount_store(data, i, order, value);
 	q2_changed_add(changed, (uint32_t)(i << order >> 3), MAX(1u << order >> 3, 1u));
 	*slot = (int16_t)((*slot & ~1) | (value == 1));
+	*freed = !value;
 	return 0;
 }
 
@@ -234,6 +279,7 @@ static int apply_refblock(
 	const struct q2_image *img = a->t->img;
 	uint64_t base = table->index << img->refblock_bits, n = 1ULL << img->refblock_bits;
 	struct q2_refs_cursor cur = {.refs = &a->t->refs};
+	struct run run = {0};
 	int r = 0;
 
 	for (uint64_t i = 0, k; r == 0 && i < n; i += k) {
@@ -242,15 +288,23 @@ static int apply_refblock(
 		k = q2_refs_slots(&cur, base + i, n - i, false, &slot);
 		for (uint64_t j = 0; slot && r == 0 && j < k; j++) {
 			int64_t delta = slot[j] >> 1;
+			bool freed = false;
 
 			if (!delta)
 				continue;
 			if (delta == Q2_SLOT_BIG)
 				delta = q2_refs_get(&cur, base + i + j);
 			if (step_takes(a->step, delta))
-				r = change_refcount(a, data, i + j, delta, &slot[j], changed);
+				r = change_refcount(
+					a, data, i + j, delta, &slot[j], changed, &freed);
+			if (freed && run.first + run.n != base + i + j) {
+				freed_add(a->t->freed, run);
+				run = (struct run){base + i + j, 0};
+			}
+			run.n += freed;
 		}
 	}
+	freed_add(a->t->freed, run);
 	q2_refs_cursor_end(&cur);
 	return r;
 }
@@ -408,14 +462,20 @@ int co_q2_tree_apply(struct q2_tree *t, enum q2_tree_step step, bool clear_copie
 	bool whole = t->refs.lo == 0 && t->refs.hi == t->refs.clusters;
 	int r = 0;
 
-	if (whole && t->collected && !clear_copied)
-		return co_apply_window(t, step);
-	q2_refs_rewind(&t->refs);
-	do {
-		r = co_collect(t, clear_copied);
-		clear_copied = false;
-		if (r == 0)
-			r = co_apply_window(t, step);
-	} while (r == 0 && q2_refs_next_window(&t->refs));
+	if ((step == Q2_TREE_LOWER || step == Q2_TREE_COPIED) && t->img->pass_discard)
+		t->freed = mem_zalloc(sizeof(*t->freed));
+	if (whole && t->collected && !clear_copied) {
+		r = co_apply_window(t, step);
+	} else {
+		q2_refs_rewind(&t->refs);
+		do {
+			r = co_collect(t, clear_copied);
+			clear_copied = false;
+			if (r == 0)
+				r = co_apply_window(t, step);
+		} while (r == 0 && q2_refs_next_window(&t->refs));
+	}
+	if (r == 0)
+		co_release_freed(t);
 	return r;
 }
