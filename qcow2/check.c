@@ -32,7 +32,8 @@
 
 /* --- messages ------------------------------------------------------------------------------ */
 
-static void vmessage(struct q2_check *ck, bool is_error, const char *fmt, va_list ap)
+static void attr_printf(3, 0)
+	vmessage(struct q2_check *ck, bool is_error, const char *fmt, va_list ap)
 {
 	char line[320];
 

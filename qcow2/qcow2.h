@@ -134,6 +134,7 @@ struct q2_image {
 	struct q2_snapshot_entry *snapshots;
 	uint32_t nb_snapshots;
 
+	uint64_t tree_memory;	/* bytes for bulk changes of refcounts (tree.c); 0: the default */
 	bool corrupt;		/* found at run time: no more writes */
 	bool dirty_on_disk;	/* DIRTY is durable in the header */
 	bool headers_cleared;	/* unknown autoclear bits were cleared */

@@ -22,8 +22,8 @@
 int q2_tree_init(struct q2_tree *t, struct q2_image *img)
 {
 	*t = (struct q2_tree){.img = img};
-	return q2_refs_init(
-		&t->refs, div_up(block_size(img->file), img->cluster_size), TREE_MEMORY);
+	return q2_refs_init(&t->refs, div_up(block_size(img->file), img->cluster_size),
+		img->tree_memory ? img->tree_memory : TREE_MEMORY);
 }
 
 void q2_tree_destroy(struct q2_tree *t)

@@ -165,6 +165,13 @@ CO_TEST(random_sequences)
 	free(w);
 }
 
+/* The check of an image that stays open. */
+static void check_clean_open(struct block_node *n, struct block_node *file)
+{
+	check_int(co_block_flush(n), 0);
+	check_clean(file);
+}
+
 /* --- what is not needed is not written --- */
 
 static uint64_t bytes_written(struct block_node *record)
@@ -203,6 +210,35 @@ CO_TEST(little_is_written)
 	check(bytes_written(file) < 80 * KiB); /* the counts go from 3 to 2: no COPIED */
 	must(q2_snapshot_ops.co_delete(n, "b", &err), &err);
 	check(bytes_written(file) > 160 * KiB);
+	close_image(n);
+	check_clean(file);
+	close_image(file);
+}
+
+/* With memory for a part of the clusters at a time, the result is the same. */
+CO_TEST(many_windows)
+{
+	struct block_node *file = create_mem("size=64M,cluster_size=512,preallocation=metadata");
+	struct block_node *n = open_image(file, NULL);
+	struct error err = ERROR_INIT;
+
+	q2_image(n)->tree_memory = 1;
+	write_fill(n, 0, 64 * MiB, 1);
+	must_snap(n, "a");
+	check_clean_open(n, file);
+	write_fill(n, 20 * MiB, 20 * MiB, 2);
+	must_snap(n, "b");
+	check_clean_open(n, file);
+	must(q2_snapshot_ops.co_apply(n, "a", &err), &err);
+	check(reads_fill(n, 0, 64 * MiB, 1));
+	check_clean_open(n, file);
+	must(q2_snapshot_ops.co_delete(n, "a", &err), &err);
+	check_clean_open(n, file);
+	must(q2_snapshot_ops.co_apply(n, "b", &err), &err);
+	must(q2_snapshot_ops.co_delete(n, "b", &err), &err);
+	check_clean_open(n, file);
+	check(reads_fill(n, 0, 20 * MiB, 1) && reads_fill(n, 20 * MiB, 20 * MiB, 2) &&
+		reads_fill(n, 40 * MiB, 24 * MiB, 1));
 	close_image(n);
 	check_clean(file);
 	close_image(file);
@@ -533,6 +569,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_sequences),
 		cmocka_unit_test(little_is_written),
+		cmocka_unit_test(many_windows),
 		cmocka_unit_test(names),
 		cmocka_unit_test(width_exhausted),
 		cmocka_unit_test(other_size),
