@@ -8,15 +8,16 @@
  * reference to a host cluster leaves the quarantine, all requests that could still put its old
  * content here have ended: that is when q2_unpacked_forget() is called. A request that covers its
  * cluster whole decompresses straight into its own buffer and leaves the cache alone. Decompression
- * runs on the worker pool.
+ * runs on the worker pool, but for small clusters.
  */
 #include "base/mem.h"
 #include "base/trace.h"
 #include "base/worker.h"
 #include "qcow2/qcow2.h"
 
-#define SLOTS_MAX 16u
-#define BUDGET    (2 * MiB)
+#define SLOTS_MAX  16u
+#define BUDGET     (2 * MiB)
+#define INLINE_MAX (16 * KiB)
 
 struct slot {
 	uint64_t entry; /* 0: empty */
@@ -139,7 +140,8 @@ static int unpack(struct q2_image *img, uint64_t entry, uint8_t *dst)
 		return r;
 	job.src = src;
 	job.src_len = len;
-	r = co_offload(job_run, &job);
+	/* A small cluster is done before a worker is awake. */
+	r = img->cluster_size <= INLINE_MAX ? job_run(&job) : co_offload(job_run, &job);
 	trace("q2_unpack", "%s: %llu bytes at %llu, result %d", img->node->filename,
 		(unsigned long long)len, (unsigned long long)off, r);
 	return r;
