@@ -2,10 +2,9 @@
 /*
  * An image served from an epoll loop, with drover.h alone: embed IMAGE FORMAT SOCKET
  *
- * Clients on the Unix socket send lines and get one line for each: `r OFFSET` answers with the 512
- * bytes there in hexadecimal, `w OFFSET BYTE` fills them with a byte, `f` flushes, `q` ends the
- * server. Each client has one request at a time. The loop never waits for the image: the queue's
- * descriptor stands in the same epoll set as the sockets.
+ * Clients of the Unix socket send lines: `r OFFSET` is answered with the 512 bytes there in
+ * hexadecimal, `w OFFSET BYTE` fills them, `f` flushes, `q` ends the server. Each has one request at
+ * a time. The loop never waits for the image: the queue's descriptor is in the same epoll set.
  */
 #include <drover.h>
 #include <stdio.h>
@@ -16,12 +15,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define SECTOR	512
-#define CLIENTS 64
+enum { SECTOR = 512, CLIENTS = 64 };
 
 struct client {
-	int fd; /* -1: gone */
-	int busy;
+	int fd, busy; /* fd -1: gone */
 	char kind, line[64];
 	size_t used;
 	unsigned char data[SECTOR];
@@ -41,10 +38,10 @@ static void client_new(void)
 	int fd = accept(listen_fd, NULL, NULL);
 	struct client *c = clients < CLIENTS ? calloc(1, sizeof(*c)) : NULL;
 
-	if (!c)
+	if (!c || fd < 0) {
 		close(fd);
-	if (!c || fd < 0)
 		return free(c);
+	}
 	clients++;
 	c->fd = fd;
 	watch(fd, EPOLLIN | EPOLLET, c);
@@ -52,21 +49,20 @@ static void client_new(void)
 
 static void client_end(struct client *c)
 {
-	if (c->fd >= 0)
-		close(c->fd);
+	close(c->fd);
 	c->fd = -1;
-	if (!c->busy) { /* else its buffer is in use, and freed with the result */
-		clients--;
-		free(c);
-	}
+	if (c->busy)
+		return; /* its buffer is in use, and freed with the result */
+	clients--;
+	free(c);
 }
 
 /* Sends one line's request; there is a slot for every client. */
 static void execute(struct client *c)
 {
 	struct drover_slot *slot = drover_queue_get(queue);
-	char *rest = c->line + 1;
-	unsigned long long off = strtoull(rest, &rest, 10);
+	char *rest;
+	unsigned long long off = strtoull(c->line + 1, &rest, 10);
 
 	c->busy = 1;
 	if (c->kind == 'f')
@@ -84,8 +80,8 @@ static void client_go(struct client *c)
 		char *end = memchr(c->line, '\n', c->used);
 
 		if (!end) {
-			ssize_t n = recv(c->fd, c->line + c->used, sizeof(c->line) - c->used,
-				MSG_DONTWAIT);
+			size_t room = sizeof(c->line) - c->used;
+			ssize_t n = recv(c->fd, c->line + c->used, room, MSG_DONTWAIT);
 
 			if (n <= 0) /* for now, or for ever: closed, or too long a line */
 				return n ? (void)0 : client_end(c);
@@ -122,16 +118,14 @@ int main(int argc, char **argv)
 	struct drover_result done[CLIENTS];
 	struct epoll_event ev[16];
 	struct drover_image *img;
-	struct drover_error err;
+	struct drover_error err = {0, "usage: embed IMAGE FORMAT SOCKET"};
 
-	if (argc != 4)
-		return 2;
 	opts.flags = DROVER_OPEN_RDWR;
-	opts.format = argv[2];
-	if (drover_open(argv[1], &opts, drover_trust(DROVER_TRUST_STRICT), &img, &err) ||
+	opts.format = argc == 4 ? argv[2] : NULL;
+	if (argc != 4 || drover_open(argv[1], &opts, drover_trust(DROVER_TRUST_STRICT), &img, &err) ||
 		drover_queue_new(img, NULL, &queue, &err))
 		return fprintf(stderr, "embed: %s\n", err.text), 1;
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", argv[3]);
+	strncpy(addr.sun_path, argv[3], sizeof(addr.sun_path) - 1);
 	listen_fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	if (bind(listen_fd, (struct sockaddr *)&addr, sizeof(addr)) || listen(listen_fd, 64))
 		return perror("embed: the socket"), 1;
@@ -141,12 +135,11 @@ int main(int argc, char **argv)
 	while (!quit) {
 		int n = epoll_wait(epoll_fd, ev, 16, -1);
 
-		for (int i = 0; i < n; i++) {
+		for (int i = 0; i < n; i++)
 			if (ev[i].data.ptr == &listen_fd)
 				client_new();
 			else if (ev[i].data.ptr != queue)
 				client_go(ev[i].data.ptr);
-		}
 		/* Sends what clients asked for and takes what is done. Answers may ask again. */
 		while ((n = drover_queue_reap(queue, done, 0, CLIENTS, 0)) > 0)
 			for (int i = 0; i < n; i++)

@@ -14,7 +14,9 @@ $(BUILD)/man/%: docs/%.scd
 	@mkdir -p $(@D)
 	$(Q)scdoc <$< >$@.new && mv $@.new $@
 
-$(BUILD)/drover.pc: scripts/drover.pc.in Makefile
+# Made anew each time: PREFIX is not what it was.
+.PHONY: $(BUILD)/drover.pc
+$(BUILD)/drover.pc: scripts/drover.pc.in
 	@mkdir -p $(@D)
 	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' \
 		-e 's|@REQUIRES@|$(PKGS) $(ISAL)|' $< >$@
