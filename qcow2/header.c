@@ -232,7 +232,8 @@ static int ext_keep(struct q2_header *h, uint32_t type, const uint8_t *data, uin
 static int extensions_load(
 	struct q2_header *h, const uint8_t *buf, size_t len, const char *name, struct error *err)
 {
-	uint64_t pos = h->header_length, end = h->backing_offset ? h->backing_offset : len;
+	/* The offset of an empty name ends nothing: it is dropped with the next header write. */
+	uint64_t pos = h->header_length, end = h->backing_len ? h->backing_offset : len;
 
 	end = MIN(end, (uint64_t)len);
 	while (pos + 8 <= end) {
@@ -256,7 +257,7 @@ static int extensions_load(
 			return r == -ENOMEM ? error_set(err, r, "%s: out of memory", name) : r;
 		pos += align_up(n, 8);
 	}
-	h->ext_end = MIN(pos, end);
+	h->ext_end = MAX(MIN(pos, end), (uint64_t)h->header_length);
 	return 0;
 }
 

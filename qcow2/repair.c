@@ -46,7 +46,8 @@ static int fix_refblock(
 		if (!surplus || !wanted(ck, surplus))
 			continue;
 		old = q2_refcount_load(data, i, order);
-		want = old - (uint64_t)surplus;
+		/* refs.c counts from at most INT64_MAX. */
+		want = MIN(old, (uint64_t)INT64_MAX) - (uint64_t)surplus;
 		if (want > img->max_refcount)
 			continue;
 		q2_refcount_store(data, i, order, want);
