@@ -86,7 +86,8 @@ void disk_set(struct disk *d, const void *data, uint64_t size)
 	d->tracking = false;
 	set_size(d, 0);
 	set_size(d, size);
-	memcpy(d->data, data, size);
+	if (size)
+		memcpy(d->data, data, size);
 	d->tracking = tracking;
 }
 

@@ -44,7 +44,7 @@ static void attr_printf(3, 4) bad(struct walk *w, enum refcheck_class c, const c
 static uint64_t be64_at(const struct walk *w, uint64_t off)
 {
 	/* A table's last cluster may be cut by the end of the file: what is not there is zero. */
-	return off + 8 <= w->size ? load_be64(w->img + off) : 0;
+	return off < w->size && w->size - off >= 8 ? load_be64(w->img + off) : 0;
 }
 
 /* Counts a reference to every cluster of [off, off+len). False when it lies outside. */
@@ -84,7 +84,7 @@ static uint64_t refcount_of(const struct walk *w, uint64_t c)
 	if (!block)
 		return 0;
 	off = block + i * bits / 8;
-	if (off + MAX(bits / 8, 1u) > w->size)
+	if (off >= w->size || w->size - off < MAX(bits / 8, 1u))
 		return 0;
 	switch (w->order) {
 	case 0:
@@ -136,9 +136,9 @@ static void walk_l2(struct walk *w, uint64_t l2, bool active, bool flags)
 			bad(w, RC_STRUCTURE, "subcluster both zero and allocated: 0x%llx",
 				(unsigned long long)sub);
 		if (!off) {
-			if (e >> 63 || (sub & 0xffffffffULL))
-				bad(w, RC_STRUCTURE, "L2 entry 0x%llx says allocated at 0",
-					(unsigned long long)e);
+			if (sub & 0xffffffffULL)
+				bad(w, RC_STRUCTURE, "subclusters 0x%llx allocated at 0",
+					(unsigned long long)sub);
 			continue;
 		}
 		if (off & (w->cs - 1))
@@ -163,6 +163,12 @@ static void walk_l1(struct walk *w, uint64_t l1, uint64_t n, bool active, bool f
 {
 	if (!flags && n && ((l1 & (w->cs - 1)) || !l1)) {
 		bad(w, RC_STRUCTURE, "bad L1 table offset 0x%llx", (unsigned long long)l1);
+		return;
+	}
+	/* Tables lie inside the file: what is absurd is not walked. */
+	if (n > w->size / 8 + w->cs) {
+		if (!flags)
+			bad(w, RC_STRUCTURE, "L1 table of %llu entries", (unsigned long long)n);
 		return;
 	}
 	if (!flags && !count(w, l1, n * 8, USE_L1, "L1 table"))
@@ -213,7 +219,7 @@ static void walk_snapshots(struct walk *w)
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t len;
 
-		if (at + 40 > w->size) {
+		if (at >= w->size || w->size - at < 40) {
 			bad(w, RC_STRUCTURE, "snapshot table is cut");
 			return;
 		}
@@ -237,7 +243,8 @@ static void walk_refcounts(struct walk *w, uint32_t table_clusters)
 		w->reftable_entries = 0;
 		return;
 	}
-	if (!count(w, w->reftable, table_clusters * w->cs, USE_REFTABLE, "refcount table")) {
+	if (!count(w, w->reftable, (uint64_t)table_clusters * w->cs, USE_REFTABLE,
+		    "refcount table")) {
 		w->reftable_entries = 0;
 		return;
 	}
@@ -294,7 +301,7 @@ static void walk_all(struct walk *w)
 	uint64_t l1 = load_be64(img + 40), cover = w->cs * (w->cs / (w->extl2 ? 16 : 8));
 	uint32_t l1_size = load_be32(img + 36), table_clusters = load_be32(img + 56);
 
-	w->reftable_entries = table_clusters * w->cs / 8;
+	w->reftable_entries = MIN((uint64_t)table_clusters, w->clusters) * (w->cs / 8);
 	count(w, 0, w->cs, USE_HEADER, "header");
 	walk_refcounts(w, table_clusters);
 	if (l1_size < div_up(w->r->size, cover))
