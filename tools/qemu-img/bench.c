@@ -139,8 +139,8 @@ static int co_bench_node(const struct bench_opts *o, struct block_node *n)
 		(unsigned long long)o->size, (unsigned long long)o->depth,
 		(unsigned long long)o->offset, (unsigned long long)b.step);
 	if (o->flush_interval)
-		printf("Sending flush every %llu %srequests\n",
-			(unsigned long long)o->flush_interval, "");
+		printf("Sending flush every %llu requests\n",
+			(unsigned long long)o->flush_interval);
 	fflush(stdout);
 	start = seconds();
 	r = w || !depth ? co_run_workers(&b, w, depth) : -ENOMEM;
