@@ -265,6 +265,7 @@ int co_q2_check_l2_tables(struct q2_check *ck)
 		.write = ck->fix_copied,
 		.fn = check_l2_table,
 		.read_error = check_l2_unreadable,
+		.progress = q2_check_progress,
 		.arg = ck,
 	};
 

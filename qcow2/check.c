@@ -267,19 +267,23 @@ static int co_report_copied(struct q2_check *ck)
 
 /* --- passes -------------------------------------------------------------------------------- */
 
-static void progress(struct q2_check *ck, uint64_t part)
+void q2_check_progress(void *arg, size_t tables)
 {
-	if (ck->c->progress)
+	struct q2_check *ck = arg;
+	uint64_t lo = ck->refs.lo, hi = MIN(ck->refs.hi, ck->clusters);
+	double part = ck->l2.n ? (double)tables / (double)ck->l2.n : 1;
+
+	if (ck->c->progress && !ck->fix_copied && !ck->counting)
 		ck->c->progress(ck->c->arg,
-			(MIN(ck->refs.lo, ck->clusters) * 4 + part) << ck->img->cluster_bits,
-			MAX(ck->clusters, 1ULL) * 4 << ck->img->cluster_bits);
+			(lo + (uint64_t)((double)(hi - lo) * part)) << ck->img->cluster_bits,
+			MAX(ck->clusters, 1ULL) << ck->img->cluster_bits);
 }
 
 static int co_check_pass(struct q2_check *ck)
 {
 	int r = co_q2_check_load_refcounts(ck);
 
-	progress(ck, 0);
+	q2_check_progress(ck, 0);
 	if (r == 0)
 		r = co_q2_check_metadata(ck);
 	if (r == 0)

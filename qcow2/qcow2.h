@@ -722,6 +722,8 @@ void q2_check_error(struct q2_check *ck, const char *fmt, ...) attr_printf(2, 3)
 /* The same for an error in refcounts or in the structures that hold them. */
 void q2_check_refcount_error(struct q2_check *ck, const char *fmt, ...) attr_printf(2, 3);
 int co_q2_check_load_refcounts(struct q2_check *ck); /* into refs, with flags */
+/* Tells how far the pass over L2 tables has come (struct q2_walk's progress). */
+void q2_check_progress(void *arg, size_t tables);
 /* The refcount on disk, 0 where there is no block. */
 int co_q2_check_refcount(struct q2_check *ck, uint64_t cluster, uint64_t *ret);
 
