@@ -93,13 +93,14 @@ static int features_switch(struct q2_image *img, uint64_t incompatible, uint64_t
 	uint64_t old_incompatible = img->h.incompatible, old_autoclear = img->h.autoclear;
 	int r;
 
-	img->h.incompatible = incompatible;
+	/* Atomic for those who look at a bit that never changes without holding header_mutex. */
+	__atomic_store_n(&img->h.incompatible, incompatible, __ATOMIC_RELAXED);
 	img->h.autoclear = autoclear;
 	r = sector_write(img);
 	if (r == 0)
 		r = co_block_flush(img->file);
 	if (r < 0) {
-		img->h.incompatible = old_incompatible;
+		__atomic_store_n(&img->h.incompatible, old_incompatible, __ATOMIC_RELAXED);
 		img->h.autoclear = old_autoclear;
 	}
 	return r;

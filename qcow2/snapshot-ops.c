@@ -32,7 +32,8 @@
 
 static int check_writable(const struct q2_image *img, struct error *err)
 {
-	if (img->h.incompatible & Q2_INCOMPAT_DATA_FILE)
+	/* Before quiescing, others may be setting DIRTY. */
+	if (__atomic_load_n(&img->h.incompatible, __ATOMIC_RELAXED) & Q2_INCOMPAT_DATA_FILE)
 		return error_set(err, -ENOTSUP,
 			"%s: images with an external data file have no "
 			"internal snapshots",

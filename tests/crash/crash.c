@@ -46,39 +46,36 @@ static bool time_is_up(void)
 	return opt.seconds > 0 && now() - started > opt.seconds;
 }
 
-static void set_effort(struct run *r)
+/* Big clusters make slow states: less of the expensive work for them, more states for the others.
+ */
+static void set_effort(struct run *r, const struct config *c)
 {
+	bool small = c->cluster_bits <= 12;
+
+	r->j = (struct judge_opts){.check = small ? 8 : 16,
+		.qemu = 3000,
+		.cont = small ? 10 : 24,
+		.repair = small ? 20 : 48,
+		.compound = 8,
+		.cont_ops = 20,
+		.structural = true};
+	r->s = (struct states_opts){.full = small ? 6 : 4,
+		.pairs = small ? 12 : 6,
+		.randoms = small ? 16 : 4,
+		.torn = true,
+		.max = small ? 120 : 40};
 	if (opt.full) {
 		r->s = (struct states_opts){.full = 10, .pairs = 40, .randoms = 64, .torn = true};
-		r->j = (struct judge_opts){.check = 4,
-			.qemu = 5000,
-			.cont = 8,
-			.repair = 16,
-			.compound = 4,
-			.cont_ops = 20,
-			.structural = true};
-	} else {
-		r->s = (struct states_opts){
-			.full = 4, .pairs = 8, .randoms = 4, .torn = true, .max = 40};
-		r->j = (struct judge_opts){.check = 6,
-			.qemu = 2000,
-			.cont = 8,
-			.repair = 16,
-			.compound = 8,
-			.cont_ops = 20,
-			.structural = true};
+		r->j.check = 4;
+		r->j.cont = small ? 8 : 16;
+		r->j.repair = small ? 16 : 32;
+		r->j.compound = 4;
 	}
 	r->s.seed = r->rng = opt.seed;
 	r->verbose = opt.verbose;
 	if (opt.state) {
 		r->s.only = opt.state;
-		r->j = (struct judge_opts){.check = 1,
-			.qemu = 1,
-			.cont = 1,
-			.repair = 1,
-			.compound = 1,
-			.cont_ops = 20,
-			.structural = true};
+		r->j.check = r->j.qemu = r->j.cont = r->j.repair = r->j.compound = 1;
 	}
 }
 
@@ -172,7 +169,6 @@ static int co_job(void *arg)
 	uint64_t random = opt.random;
 
 	world_init();
-	set_effort(&run);
 	for (unsigned i = 0; i < nconfigs; i++) {
 		struct error err = ERROR_INIT;
 		int r;
@@ -185,6 +181,7 @@ static int co_job(void *arg)
 				errno_text(r));
 			return r;
 		}
+		set_effort(&run, &configs[i]);
 		if (opt.ops)
 			r = co_given(&f);
 		else if (opt.random_seed)

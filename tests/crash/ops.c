@@ -125,6 +125,13 @@ struct op op_random(const struct layout *l, const struct model *m, uint64_t *rng
 		op.kind = rare[rng_next(rng) % ARRAY_SIZE(rare)];
 	switch (op.kind) {
 	case OP_CREATE:
+		/* The model has room for so many. */
+		for (k = 0; k < MAX_SNAPS && m->snap[k].present;)
+			k++;
+		if (k == MAX_SNAPS) {
+			op.kind = OP_FLUSH;
+			break;
+		}
 		snprintf(op.name, sizeof(op.name), "r%u", (unsigned)(rng_next(rng) % 1000000));
 		break;
 	case OP_APPLY:
