@@ -332,7 +332,7 @@ static void test_amplified(void **state attr_unused)
 
 static void cancel_soon(void *arg attr_unused, const struct block_job *job)
 {
-	if (job->done >= 4 * MIB)
+	if (__atomic_load_n(&job->done, __ATOMIC_RELAXED) >= 4 * MIB)
 		block_job_cancel((struct block_job *)job);
 }
 
@@ -477,7 +477,7 @@ static void pack_teardown(struct fixture *f)
  * once, padded at the end of the image; zero clusters not at all. */
 static void test_compress_order(void **state attr_unused)
 {
-	uint64_t size = 30 * MIB + 1000;
+	uint64_t size = 14 * MIB + 1000;
 	struct fixture first;
 
 	store_compress_ops = &compress_ops;
@@ -486,7 +486,7 @@ static void test_compress_order(void **state attr_unused)
 	first.c.threads = 1;
 	copy(&first, RING_SIM, 1);
 	assert_int_equal(first.result, 0);
-	assert_true(first.dst.npacked > 100);
+	assert_true(first.dst.npacked > 50);
 	for (uint32_t i = 0; i < first.dst.npacked; i++) {
 		uint64_t off = first.dst.packed[i].off, n = MIN(65536u, size - off);
 
@@ -496,7 +496,7 @@ static void test_compress_order(void **state attr_unused)
 	for (uint64_t off = 0, i = 0; off < size; off += 65536)
 		if (!mem_is_zero(first.src.data + off, MIN(65536u, size - off)))
 			assert_int_equal(first.dst.packed[i++].off, off);
-	for (unsigned k = 2; k < 14; k++) {
+	for (unsigned k = 2; k < 14; k += 1 + k / 4) {
 		struct fixture f;
 
 		pack_setup(&f, size);

@@ -69,7 +69,7 @@ static void report(void *arg, const struct block_job *job)
 
 	assert_int_equal(__atomic_fetch_add(&w->inside, 1, __ATOMIC_SEQ_CST), 0);
 	w->reports++;
-	assert_true(job->done > 0);
+	assert_true(__atomic_load_n(&job->done, __ATOMIC_RELAXED) > 0);
 	usleep(2000);
 	__atomic_fetch_sub(&w->inside, 1, __ATOMIC_SEQ_CST);
 }
@@ -79,7 +79,6 @@ static void *worker(void *arg)
 	struct work *w = arg;
 	double end = now() + 0.3;
 
-	w->steps = 1;
 	while (now() < end)
 		co_run(co_steps, w);
 	return NULL;
@@ -87,7 +86,7 @@ static void *worker(void *arg)
 
 static void test_progress(void **state attr_unused)
 {
-	struct work w = {.bytes = 1};
+	struct work w = {.steps = 1, .bytes = 1};
 	pthread_t t[3];
 
 	block_job_init(&w.job);
