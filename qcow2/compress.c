@@ -334,11 +334,12 @@ static int co_link_items(
 	struct q2_image *img, const struct block_packed *items, unsigned n, const uint64_t *entry)
 {
 	_cleanup_free_ uint64_t *off = mem_calloc(n, 2 * sizeof(*off));
-	uint64_t *linked = off + n;
+	uint64_t *linked;
 	unsigned count = 0;
 
 	if (!off)
 		return -ENOMEM;
+	linked = off + n;
 	for (unsigned i = 0; i < n; i++) {
 		if (items[i].zero)
 			continue;
