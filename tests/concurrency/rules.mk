@@ -15,4 +15,6 @@ check-programs: $(BUILD)/tests/queues
 ## check-queues-tsan  8 queues on real threads under ThreadSanitizer
 check-queues-tsan: deps-check
 	$(Q)$(MAKE) --no-print-directory $(PARALLEL) VARIANT=tsan build-tsan/tests/queues
-	$(Q)build-tsan/tests/queues --threads --rounds=$(or $(SEEDS),50)
+	$(Q)TSAN_OPTIONS=suppressions=tests/concurrency/tsan.supp \
+		build-tsan/tests/queues --threads --rounds=$(or $(SEEDS),30)
+check-tsan: check-queues-tsan

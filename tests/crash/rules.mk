@@ -19,5 +19,7 @@ check-programs: $(CRASH_BINS)
 check-crash: deps-check
 	$(Q)$(MAKE) --no-print-directory $(PARALLEL) all check-programs
 	$(Q)$(BUILD)/tests/crash-named
+	$(Q)$(BUILD)/tests/fault-sweep
+	$(Q)$(BUILD)/tests/queues --sim --seeds=10000 --states
 	$(Q)$(BUILD)/tests/crash --full --depth=3 --jobs=$(shell nproc) \
 		--seconds=$(or $(SECONDS),600) --random=$(or $(SEEDS),2000)
