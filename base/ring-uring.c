@@ -51,8 +51,9 @@ struct uring {
 /* Does IORING_OP_MSG_RING reach a ring like ours? Tried once, before a second ring is made. */
 static _Atomic bool msg_ring_works;
 static _Atomic unsigned rings_made;
-/* Ring memory comes and goes by system calls of liburing that ThreadSanitizer does not see. A counter
- * that each ring changes at its end and at its beginning tells it that one comes after the other. */
+/* Ring memory comes and goes by system calls of liburing that ThreadSanitizer does not see. A
+ * counter that each ring changes at its end and at its beginning tells it that one comes after the
+ * other. */
 static _Atomic unsigned ring_memory;
 
 static struct uring *uring_of(struct ring *ring)

@@ -3,8 +3,8 @@
  * An image served from an epoll loop, with drover.h alone: embed IMAGE FORMAT SOCKET
  *
  * Clients of the Unix socket send lines: `r OFFSET` is answered with the 512 bytes there in
- * hexadecimal, `w OFFSET BYTE` fills them, `f` flushes, `q` ends the server. Each has one request at
- * a time. The loop never waits for the image: the queue's descriptor is in the same epoll set.
+ * hexadecimal, `w OFFSET BYTE` fills them, `f` flushes, `q` ends the server. Each has one
+ * request at a time. The loop never waits for the image: its descriptor is in the same epoll set.
  */
 #include <drover.h>
 #include <stdio.h>
@@ -15,6 +15,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define STRICT drover_trust(DROVER_TRUST_STRICT)
 enum { SECTOR = 512, CLIENTS = 64 };
 
 struct client {
@@ -83,7 +84,7 @@ static void client_go(struct client *c)
 			size_t room = sizeof(c->line) - c->used;
 			ssize_t n = recv(c->fd, c->line + c->used, room, MSG_DONTWAIT);
 
-			if (n <= 0) /* for now, or for ever: closed, or too long a line */
+			if (n <= 0) /* nothing yet, or closed, or too long a line */
 				return n ? (void)0 : client_end(c);
 			c->used += (size_t)n;
 			continue;
@@ -122,7 +123,7 @@ int main(int argc, char **argv)
 
 	opts.flags = DROVER_OPEN_RDWR;
 	opts.format = argc == 4 ? argv[2] : NULL;
-	if (argc != 4 || drover_open(argv[1], &opts, drover_trust(DROVER_TRUST_STRICT), &img, &err) ||
+	if (argc != 4 || drover_open(argv[1], &opts, STRICT, &img, &err) ||
 		drover_queue_new(img, NULL, &queue, &err))
 		return fprintf(stderr, "embed: %s\n", err.text), 1;
 	strncpy(addr.sun_path, argv[3], sizeof(addr.sun_path) - 1);

@@ -313,10 +313,10 @@ enum drover_io_flags {
 
 /*
  * Prepare a request: `off` and `len` in bytes, anywhere in the image and of any alignment
- * (multiples of drover_info.align are fastest). The buffers, and the array of a vectored form with its at most
- * 1024 entries, belong to the caller and stay untouched until the request is reaped. `user` comes
- * back with the result. Requests in flight together may complete in any order; a request is seen
- * by those submitted after it was reaped. Never block; errors come with the result.
+ * (multiples of drover_info.align are fastest). The buffers, and the array of a vectored form with
+ * its at most 1024 entries, belong to the caller and stay untouched until the request is reaped.
+ * `user` comes back with the result. Requests in flight together may complete in any order; a
+ * request is seen by those submitted after it was reaped. Never block; errors come with the result.
  */
 DROVER_API void drover_slot_read(
 	struct drover_slot *slot, uint64_t off, void *buf, size_t len, void *user);

@@ -537,9 +537,9 @@ void q2_refs_clear(struct q2_refs_cursor *cur, uint64_t cluster);
 void q2_refs_set_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool flag);
 /* *ret_known: the cluster lies in the window. */
 bool q2_refs_flag(struct q2_refs_cursor *cur, uint64_t cluster, bool *ret_known);
-/* The slots of [cluster, cluster + n) as far as they lie in one chunk, and how many that is; *ret is
- * NULL where there are none (`create`: outside the window only). A slot is number * 2 + flag; the
- * number Q2_SLOT_BIG stands for one that q2_refs_get() tells. */
+/* The slots of [cluster, cluster + n) as far as they lie in one chunk, and how many that is; *ret
+ * is NULL where there are none (`create`: outside the window only). A slot is number * 2 + flag;
+ * the number Q2_SLOT_BIG stands for one that q2_refs_get() tells. */
 uint64_t q2_refs_slots(struct q2_refs_cursor *cur, uint64_t cluster, uint64_t n, bool create,
 	int16_t **ret);
 #define Q2_SLOT_BIG (-0x4000)
@@ -559,7 +559,8 @@ bool q2_refs_next_chunk(const struct q2_refs *r, size_t *chunk, uint64_t *first,
 /* --- tree.c: changes of refcounts for all that L1 tables reach --- */
 struct q2_tree {
 	struct q2_image *img;
-	struct q2_tables tables; /* L2 tables; refs: change of their references; active: see below */
+	struct q2_tables
+		tables; /* L2 tables; refs: change of their references; active: see below */
 	struct q2_tables extra;	 /* clusters with a change of their own (L1 copies, old tables) */
 	struct q2_refs refs;	 /* the changes; flag: the refcount has come down to 1 */
 	bool collected;		 /* refs holds the changes of the window */
@@ -637,8 +638,9 @@ extern const struct block_image_ops q2_image_ops;
 
 /* --- structure.c: the frame of structural operations --- */
 int q2_structure_writable(const struct q2_image *img, struct error *err);
-/* Alone on the image, nothing cached; with `dirty` DIRTY is durable. Every successful begin needs an
- * end, which takes the operation's result and returns the final one; `what` completes "cannot". */
+/* Alone on the image, nothing cached; with `dirty` DIRTY is durable. Every successful begin needs
+ * an end, which takes the operation's result and returns the final one; `what` completes "cannot".
+ */
 int co_q2_structure_begin(struct q2_image *img, bool dirty, struct error *err);
 int co_q2_structure_end(struct q2_image *img, int result, struct error *err, const char *what);
 /* Drops and remakes what was derived from tables that were changed on disk. */

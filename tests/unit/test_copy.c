@@ -410,8 +410,9 @@ static int co_reserve(struct block_node *n, const struct block_packed *items, un
 		assert_false(items[i].zero);
 		if (s->npacked)
 			assert_true(items[i].off > s->packed[s->npacked - 1].off);
-		s->packed[s->npacked++] = (struct store_packed){
-			.off = items[i].off, .len = items[i].len, .compressed = items[i].compressed};
+		s->packed[s->npacked++] = (struct store_packed){.off = items[i].off,
+			.len = items[i].len,
+			.compressed = items[i].compressed};
 		if (!i)
 			co_pause(); /* whoever came now would be out of turn */
 	}
