@@ -226,6 +226,8 @@ static int report(const struct tally *t, int r)
 			printf(", %s %llu", violation_names[i],
 				(unsigned long long)t->violations[i]);
 	printf("\n");
+	if (time_is_up())
+		printf("crash: the time limit was reached: not all sequences were run\n");
 	return r || bad ? 1 : 0;
 }
 
