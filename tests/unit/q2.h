@@ -10,6 +10,15 @@
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
 
+/* Rounds of a randomized test: SEEDS when it is set and not empty (make exports it empty). */
+static inline unsigned q2_test_seeds(unsigned by_default)
+{
+	const char *env = getenv("SEEDS");
+	int n = env ? atoi(env) : 0;
+
+	return n > 0 ? (unsigned)n : by_default;
+}
+
 struct q2_test {
 	uint32_t version, cluster_bits, order;
 	bool extl2, lazy, backing;

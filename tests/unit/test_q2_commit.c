@@ -262,8 +262,7 @@ static const struct q2_test shapes[] = {
 
 CO_TEST(crash_states)
 {
-	const char *env = getenv("SEEDS");
-	unsigned seeds = env ? (unsigned)atoi(env) : 4;
+	unsigned seeds = q2_test_seeds(4);
 
 	for (unsigned seed = 1; seed <= seeds; seed++)
 		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)

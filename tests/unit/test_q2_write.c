@@ -179,8 +179,7 @@ static const struct q2_test shapes[] = {
 
 CO_TEST(random_requests)
 {
-	const char *env = getenv("SEEDS");
-	unsigned seeds = env ? (unsigned)atoi(env) : 1;
+	unsigned seeds = q2_test_seeds(1);
 
 	for (unsigned seed = 1; seed <= seeds; seed++)
 		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
@@ -339,8 +338,7 @@ static void run_snapshots(const struct q2_test *t, uint64_t seed)
 
 CO_TEST(requests_under_snapshots)
 {
-	const char *env = getenv("SEEDS");
-	unsigned seeds = env ? (unsigned)atoi(env) : 1;
+	unsigned seeds = q2_test_seeds(1);
 
 	for (unsigned seed = 0; seed < seeds; seed++)
 		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
@@ -350,8 +348,7 @@ CO_TEST(requests_under_snapshots)
 
 CO_TEST(requests_on_threads)
 {
-	const char *env = getenv("SEEDS");
-	unsigned seeds = env ? (unsigned)atoi(env) : 1;
+	unsigned seeds = q2_test_seeds(1);
 
 	for (unsigned seed = 0; seed < seeds; seed++)
 		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
