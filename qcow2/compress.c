@@ -12,8 +12,8 @@
  *
  * Refcounts: a host cluster has one reference for every compressed cluster that touches it. The
  * first host cluster of a range may be shared with the batch before; its count is raised only while
- * it is not zero (co_q2_refcount_raise), else it was freed meanwhile and a new range is begun. The
- * width of the refcounts bounds how many may share a cluster.
+ * it still is that cluster (co_q2_refcount_join), else it was freed meanwhile and a new range is
+ * begun. The width of the refcounts bounds how many may share a cluster.
  *
  * A ticket holds a request token, so that structural operations wait until the batch is linked.
  */
@@ -97,7 +97,7 @@ static int co_reserve_shared(
 	struct q2_image *img, uint64_t start, uint64_t n, const uint32_t *touches)
 {
 	uint64_t first = align_down(start, img->cluster_size), got = 0;
-	int r = co_q2_refcount_raise(img, first, touches[0]);
+	int r = co_q2_refcount_join(img, first, touches[0]);
 
 	if (r == -ENOENT || r == -EFBIG)
 		return 1;

@@ -306,8 +306,11 @@ int co_q2_refcount_get_locked(struct q2_image *img, uint64_t cluster, uint64_t *
  * underflow, -EFBIG beyond the width. In the cache; durable by the next commit. Callers obey I2. */
 int co_q2_refcount_add(struct q2_image *img, uint64_t off, uint64_t n, int delta);
 /* Adds n to the count of the cluster at host offset off if it is not zero: -ENOENT when it is,
- * -EFBIG beyond the width. Atomic against frees: compressed clusters that join a host cluster. */
+ * -EFBIG beyond the width. */
 int co_q2_refcount_raise(struct q2_image *img, uint64_t off, uint64_t n);
+/* The same for compressed clusters that join the host cluster of compressed_next. Atomic against
+ * frees: -ENOENT when that was retired since the caller looked, for by now it may be another's. */
+int co_q2_refcount_join(struct q2_image *img, uint64_t off, uint64_t n);
 int co_q2_refcount_add_locked(struct q2_image *img, uint64_t off, uint64_t n, int delta);
 /* Reads or writes refcount i of a block held in memory, any width. */
 uint64_t q2_refcount_load(const void *block, uint64_t i, unsigned order);

@@ -230,6 +230,17 @@ int co_q2_refcount_raise(struct q2_image *img, uint64_t off, uint64_t n)
 	return r;
 }
 
+int co_q2_refcount_join(struct q2_image *img, uint64_t off, uint64_t n)
+{
+	int r = -ENOENT;
+
+	co_mutex_lock(&img->alloc_mutex);
+	if (img->compressed_next)
+		r = raise_locked(img, off, n);
+	co_mutex_unlock(&img->alloc_mutex);
+	return r;
+}
+
 /* --- release from the quarantine --- */
 
 /* How many of the n clusters from `cluster` have a refcount of exactly 1 (only == true), or another

@@ -452,6 +452,58 @@ CO_TEST(tickets)
 	free(out);
 }
 
+struct late {
+	struct block_node *n;
+	uint8_t *data;
+	int result;
+	bool done;
+};
+
+static void co_late(void *arg)
+{
+	struct late *l = arg;
+
+	l->result = write_compressed(l->n, 4096, l->data, 4096);
+	l->done = true;
+}
+
+/* The host cluster to go on in is freed, and taken by somebody else, while the writer that has
+ * looked at it waits for alloc_mutex: it must not join it. */
+CO_TEST(joins_no_foreign_cluster)
+{
+	enum { CLUSTER = 4096 };
+	struct block_node *file = create_mem("size=1M,cluster_size=4k");
+	struct late late = {.n = open_image(file, NULL), .data = malloc(CLUSTER)};
+	struct q2_image *img = q2_image(late.n);
+	struct q2_mapping m;
+	uint64_t host, count;
+
+	fill_text(late.data, CLUSTER);
+	check_int(write_compressed(late.n, 0, late.data, CLUSTER), 0);
+	check_int(co_q2_map(img, 0, CLUSTER, &m), 0);
+	host = align_down(m.host_off, CLUSTER);
+	check(img->compressed_next > host && img->compressed_next < host + CLUSTER);
+	co_mutex_lock(&img->alloc_mutex);
+	check_int(co_start(co_late, &late), 0);
+	while (!late.done && !img->alloc_mutex.waiters.head)
+		co_sleep(1000000);
+	check_int(co_q2_refcount_add_locked(img, host, 1, -1), 0);
+	img->compressed_next = 0;
+	check_int(co_q2_refcount_add_locked(img, host, 1, 1), 0);
+	co_mutex_unlock(&img->alloc_mutex);
+	while (!late.done)
+		co_sleep(1000000);
+	check_int(late.result, 0);
+	check_int(co_q2_refcount_get(img, host >> img->cluster_bits, &count), 0);
+	check_int(count, 1);
+	check_int(co_q2_map(img, CLUSTER, CLUSTER, &m), 0);
+	check(align_down(m.host_off, CLUSTER) != host);
+	close_image(late.n);
+	check_clean(file);
+	close_image(file);
+	free(late.data);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -465,6 +517,7 @@ int main(void)
 		cmocka_unit_test(tight),
 		cmocka_unit_test(sectors_are_written_once),
 		cmocka_unit_test(tickets),
+		cmocka_unit_test(joins_no_foreign_cluster),
 	};
 
 	return cmocka_run_group_tests(tests, test_setup, test_teardown);
