@@ -467,12 +467,14 @@ int co_q2_cache_write(struct q2_image *img, struct q2_cache *c, struct q2_copy *
 
 int co_q2_cache_writeback(struct q2_image *img, struct q2_cache *c)
 {
-	uint64_t seq = q2_cache_dirty_seq(c);
 	struct q2_copy *copies;
+	uint64_t seq;
 	uint32_t n;
 	int r;
 
 	co_mutex_lock(&c->write_mutex);
+	/* Not before: a writer that is done moves what changed meanwhile behind it. */
+	seq = q2_cache_dirty_seq(c);
 	do {
 		r = q2_cache_copy_dirty(c, seq, &copies, &n);
 		if (r == 0 && n) {

@@ -108,24 +108,31 @@ static int sectors_write(struct q2_image *img, struct sectors *s, uint64_t table
 	return 0;
 }
 
+/* All that are dirty, or one dirtied since they were counted would push out one that the commit has
+ * to write. */
 static int l1_take(struct q2_image *img, struct sectors *s)
 {
-	uint32_t n;
-	int r;
+	uint32_t room = 0;
 
-	spin_lock(&img->map_lock);
-	n = img->l1_ndirty;
-	spin_unlock(&img->map_lock);
-	if (!n)
-		return 0;
-	r = sectors_alloc(img, s, n);
-	if (r < 0)
-		return r;
-	spin_lock(&img->map_lock);
-	sectors_take(s, n, img->l1, img->h.l1_size, img->l1_dirty);
-	img->l1_ndirty -= s->n;
-	spin_unlock(&img->map_lock);
-	return 0;
+	for (;;) {
+		uint32_t n;
+		int r;
+
+		spin_lock(&img->map_lock);
+		n = img->l1_ndirty;
+		if (n <= room) {
+			sectors_take(s, n, img->l1, img->h.l1_size, img->l1_dirty);
+			img->l1_ndirty -= s->n;
+		}
+		spin_unlock(&img->map_lock);
+		if (n <= room)
+			return 0;
+		sectors_free(s);
+		r = sectors_alloc(img, s, n);
+		if (r < 0)
+			return r;
+		room = n;
+	}
 }
 
 static void l1_untake(struct q2_image *img, struct sectors *s)
@@ -233,7 +240,8 @@ static int commit_rounds(struct q2_image *img)
 }
 
 /* A commit under way has taken marks of what it has not written yet: a flush must not overtake it
- * (I8). `committing` is looked at last, because it is set before marks are taken. */
+ * (I8). `committing` is looked at last, because it is set before marks are taken; it stays set when
+ * the commit fails, because the marks come back too late for who has looked at them already. */
 static bool anything_dirty(struct q2_image *img)
 {
 	bool l1;
@@ -262,7 +270,7 @@ int co_q2_commit(struct q2_image *img, bool durable)
 		if (r == 0)
 			q2_free_written(img);
 		trace("q2_commit_end", "%s: result %d", img->node->filename, r);
-		__atomic_store_n(&img->committing, false, __ATOMIC_RELEASE);
+		__atomic_store_n(&img->committing, r < 0, __ATOMIC_RELEASE);
 		co_mutex_unlock(&img->commit_mutex);
 	}
 	if (r == 0 && durable)

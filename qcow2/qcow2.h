@@ -125,7 +125,7 @@ struct q2_image {
 	uint64_t compressed_next; /* byte offset where the next compressed cluster goes; 0: none */
 
 	struct co_mutex commit_mutex, table_mutex; /* table_mutex: new L2 tables, before commit */
-	bool committing; /* atomic: a commit is under way */
+	bool committing; /* atomic: a commit is under way, or the last one failed */
 	struct q2_epochs *epochs;
 	struct q2_free_queue *frees;
 	struct q2_allocs *allocs; /* allocating requests in flight, by guest cluster (inflight.c) */
