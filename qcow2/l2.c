@@ -141,6 +141,13 @@ int co_q2_l2_load(struct q2_image *img, uint64_t off, uint64_t n, struct q2_l2_e
 	}
 	spin_unlock(&img->map_lock);
 	q2_cache_put(img->l2_cache, s);
+	/* What they refer to will be written, or freed and punched. */
+	for (uint64_t i = 0; i < n; i++)
+		if (unlikely(!q2_l2_entry_valid(img, ret[i].entry, ret[i].bitmap)))
+			return co_q2_corrupt(img,
+				"table entry %#llx for guest offset %#llx makes no sense",
+				(unsigned long long)ret[i].entry,
+				(unsigned long long)off + (i << img->cluster_bits));
 	return 0;
 }
 

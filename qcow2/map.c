@@ -44,6 +44,17 @@ static bool entry_valid(const struct q2_image *img, uint64_t entry)
 		!(img->writable && (entry & reserved));
 }
 
+bool q2_l2_entry_valid(const struct q2_image *img, uint64_t entry, uint64_t bitmap)
+{
+	if (!entry_valid(img, entry))
+		return false;
+	if (!img->extl2 || (entry & Q2_COMPRESSED))
+		return true;
+	/* No subcluster is both, and none has data where there is no cluster. */
+	return !((bitmap >> 32) & bitmap & UINT32_MAX) &&
+		((entry & Q2_OFFSET_MASK) || !(uint32_t)bitmap);
+}
+
 enum q2_kind q2_entry_kind(const struct q2_image *img, uint64_t entry)
 {
 	if (entry & Q2_COMPRESSED)
@@ -129,8 +140,7 @@ static enum step extl2_step(struct run *r, uint64_t entry, uint64_t bitmap, bool
 
 	if (entry & Q2_COMPRESSED)
 		return entry_step(r, entry, l1_copied);
-	if (unlikely(!entry_valid(img, entry) || ((bitmap >> 32) & bitmap & UINT32_MAX) ||
-		    (!(entry & Q2_OFFSET_MASK) && (uint32_t)bitmap))) {
+	if (unlikely(!q2_l2_entry_valid(img, entry, bitmap))) {
 		r->bad = entry;
 		return STEP_BAD;
 	}

@@ -297,6 +297,7 @@ enum q2_kind q2_entry_kind(const struct q2_image *img, uint64_t entry); /* not f
 /* Extended L2: kind of subcluster `sub`, and how many from it on are of that kind. */
 enum q2_kind q2_sub_kind(uint64_t entry, uint64_t bitmap, unsigned sub, unsigned *count);
 bool q2_l1_entry_valid(const struct q2_image *img, uint64_t entry);
+bool q2_l2_entry_valid(const struct q2_image *img, uint64_t entry, uint64_t bitmap);
 uint64_t q2_l2_slice_offset(const struct q2_image *img, uint64_t table, uint64_t off);
 
 /* --- refcount.c (the _locked forms under alloc_mutex) --- */
@@ -426,7 +427,8 @@ struct q2_l2_entry {
 int co_q2_l2_table(struct q2_image *img, uint64_t off);
 /* Clusters from off on whose entries lie in one slice, at most Q2_L2_RUN. */
 uint64_t q2_l2_run_max(const struct q2_image *img, uint64_t off);
-/* n entries of one slice; zeroes when there is no table. */
+/* n entries of one slice; zeroes when there is no table. -EUCLEAN after marking the image corrupt
+ * when one of them makes no sense. */
 int co_q2_l2_load(struct q2_image *img, uint64_t off, uint64_t n, struct q2_l2_entry *ret);
 /* In the cache. After co_q2_l2_table(), inside co_q2_alloc_enter(). */
 int co_q2_l2_store(struct q2_image *img, uint64_t off, uint64_t n, const struct q2_l2_entry *e);

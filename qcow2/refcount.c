@@ -243,6 +243,8 @@ int co_q2_refcount_join(struct q2_image *img, uint64_t off, uint64_t n)
 
 /* --- release from the quarantine --- */
 
+#define RELEASE_RUN 4096u /* clusters: locks are held for a bounded time */
+
 /* How many of the n clusters from `cluster` have a refcount of exactly 1 (only == true), or another
  * one, in a row from the first on. */
 static int count_run(struct q2_image *img, uint64_t cluster, uint64_t n, bool *only, uint64_t *ret)
@@ -253,7 +255,7 @@ static int count_run(struct q2_image *img, uint64_t cluster, uint64_t n, bool *o
 	if (r < 0)
 		return r;
 	*only = v == 1;
-	for (*ret = 1; *ret < n; ++*ret) {
+	for (*ret = 1; *ret < MIN(n, (uint64_t)RELEASE_RUN); ++*ret) {
 		r = co_q2_refcount_get_locked(img, cluster + *ret, &v);
 		if (r < 0)
 			return r;
@@ -283,6 +285,12 @@ int co_q2_release(struct q2_image *img, uint64_t off, uint64_t n, bool punch)
 		if (r < 0)
 			break;
 		bytes = run << img->cluster_bits;
+		/* A table that lies about what it refers to must not take metadata along. */
+		if (last && q2_overlaps(img, at, bytes, Q2_OVERLAP_NONE)) {
+			r = co_q2_corrupt(img, "metadata at %#llx was used for data",
+				(unsigned long long)at);
+			break;
+		}
 		if (last) {
 			retire_compressed(img, at, bytes);
 			q2_unpacked_forget(img, at, bytes);

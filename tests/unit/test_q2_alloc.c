@@ -315,6 +315,61 @@ static uint64_t features_of(struct block_node *file)
 }
 
 /* DIRTY is on disk before the first allocation is, and gone after a clean close. */
+/* Two guest clusters, the first one's L2 entry replaced by hand. */
+static void image_with_entry(struct image *i, uint64_t (*entry)(uint64_t old), uint64_t *other)
+{
+	uint8_t buf[8192], be[8];
+	uint64_t table;
+
+	memset(buf, 'x', sizeof(buf));
+	image_open(i, &small[4]);
+	check_int(co_block_pwrite(i->n, 0, buf, sizeof(buf)), 0);
+	*other = host_of(i, 4096);
+	check_int(co_block_node_unref(i->n), 0);
+	check_int(co_block_pread(i->file, 3 * 4096, be, 8), 0);
+	table = load_be64(be) & Q2_OFFSET_MASK;
+	check_int(co_block_pread(i->file, table, be, 8), 0);
+	store_be64(be, entry(load_be64(be)));
+	check_int(co_block_pwrite(i->file, table, be, 8), 0);
+	i->n = q2_test_open(block_node_ref(i->file), NULL, NULL);
+	i->img = q2_image(i->n);
+}
+
+static uint64_t unaligned_entry(uint64_t old)
+{
+	return old + 512;
+}
+
+static uint64_t entry_of_l1(uint64_t old)
+{
+	return 3 * 4096 | Q2_COPIED;
+}
+
+/* Discarding what a damaged entry refers to takes nothing from others: neither the next cluster nor
+ * a table. */
+CO_TEST(damaged_entries_free_nothing)
+{
+	uint8_t buf[4096];
+	uint64_t other;
+	struct image i;
+
+	image_with_entry(&i, unaligned_entry, &other);
+	check_int(co_block_discard(i.n, 0, 4096, 0), -EUCLEAN);
+	check_int(co_block_node_unref(i.n), -EUCLEAN);
+	check_int(co_block_pread(i.file, other, buf, 4096), 0);
+	check_int(buf[0], 'x');
+	co_block_node_unref(i.file);
+
+	image_with_entry(&i, entry_of_l1, &other);
+	check_int(co_block_discard(i.n, 0, 4096, 0), 0);
+	(void)co_block_flush(i.n);
+	check(i.img->corrupt);
+	check_int(count_of(&i, 3 * 4096), 1);
+	check(!reads_zero(i.file, 3 * 4096, 4096));
+	check_int(co_block_node_unref(i.n), -EUCLEAN);
+	co_block_node_unref(i.file);
+}
+
 CO_TEST(lazy_refcounts)
 {
 	static const struct q2_test lazy = {3, 12, 4, false, true, false, MiB, NULL};
@@ -360,6 +415,7 @@ int main(void)
 		cmocka_unit_test(requests_in_flight_keep_clusters),
 		cmocka_unit_test(quiescing_empties_everything),
 		cmocka_unit_test(full_store_reuses_the_quarantine),
+		cmocka_unit_test(damaged_entries_free_nothing),
 		cmocka_unit_test(lazy_refcounts),
 	};
 
