@@ -389,7 +389,10 @@ int co_block_discard(struct block_node *n, uint64_t off, uint64_t len, uint32_t 
 		return 0;
 
 	co_inflight_begin_write(n->inflight, &t, off, end - off);
-	r = check_change(n, off, end - off);
+	/* The node may have grown since: then its old end is no end of a unit any more. */
+	if (unlikely(end != load_relaxed(&n->size)))
+		end = align_down(end, unit);
+	r = off < end ? check_change(n, off, end - off) : -ENOTSUP;
 	if (!r) {
 		struct block_io io = {off, end - off, {NULL, 0, 0, 0}, 0};
 
@@ -446,6 +449,9 @@ int co_block_flush(struct block_node *n)
 		r = 0;
 	} else {
 		r = co_flush_down(n);
+		/* A kernel tells an error to one of several waiting flushes. */
+		if (!r && store && load_relaxed(&n->broken_flush))
+			r = -EIO;
 		if (!r && store) {
 			uint64_t old = __atomic_load_n(&f->flushed_gen, __ATOMIC_SEQ_CST);
 

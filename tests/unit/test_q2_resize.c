@@ -322,6 +322,51 @@ CO_TEST(failing_requests)
 	}
 }
 
+struct waiting_discard {
+	struct block_node *n;
+	int result;
+	bool done;
+};
+
+static void co_waiting_discard(void *arg)
+{
+	struct waiting_discard *w = arg;
+
+	w->result = co_block_discard(w->n, 4096, 2048, 0);
+	w->done = true;
+}
+
+/* A discard up to the end, in the middle of a cluster, that waits while the disk grows: the rest of
+ * the cluster is not its own any more. */
+CO_TEST(discard_waits_for_growth)
+{
+	struct block_node *file = create_mem("size=6k,cluster_size=4k");
+	struct waiting_discard w = {.n = open_image(file, NULL)};
+	struct q2_image *img = q2_image(w.n);
+	struct block_resize r = {.size = 8192};
+	uint8_t buf[2048];
+	struct iovec iov;
+	unsigned token;
+
+	memset(buf, 'x', sizeof(buf));
+	co_block_drain_begin(w.n);
+	check_int(co_start(co_waiting_discard, &w), 0);
+	check(!w.done);
+	check_int(co_block_resize(w.n, &r, NULL), 0);
+	token = co_q2_request_enter(img);
+	check_int(co_q2_write_range(img, 6144, iov_buf(&iov, buf, sizeof(buf)), 0), 0);
+	q2_request_leave(img, token);
+	co_block_drain_end(w.n);
+	while (!w.done)
+		co_sleep(1000000);
+	check_int(w.result, 0);
+	check_int(co_block_pread(w.n, 6144, buf, sizeof(buf)), 0);
+	check_int(buf[0], 'x');
+	close_image(w.n);
+	check_clean(file);
+	close_image(file);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -333,6 +378,7 @@ int main(void)
 		cmocka_unit_test(crashes),
 		cmocka_unit_test(emptied),
 		cmocka_unit_test(failing_requests),
+		cmocka_unit_test(discard_waits_for_growth),
 	};
 
 	return cmocka_run_group_tests(tests, test_setup, test_teardown);
