@@ -186,6 +186,11 @@ static int grow_write(struct q2_image *img, struct grow *g)
 
 	if (!buf)
 		return -ENOMEM;
+	/* Nothing counts this area, but tables of a damaged image may lie there. */
+	if (q2_overlaps(img, g->base << img->cluster_bits, (end - g->base) << img->cluster_bits,
+		    Q2_OVERLAP_REFBLOCK))
+		return co_q2_corrupt(img, "the free clusters at %#llx hold metadata",
+			(unsigned long long)g->base << img->cluster_bits);
 	img->data_end = MAX(img->data_end, end << img->cluster_bits);
 	r = blocks_write(img, g->entry, 0, g->base, end, g->base, g->base);
 	if (r < 0)
@@ -202,10 +207,16 @@ static int grow_switch(struct q2_image *img, struct grow *g)
 	uint32_t old_clusters = img->h.reftable_clusters;
 	int r = co_q2_cache_writeback(img, img->ref_cache);
 
+	/* Durable before the header fields change: whoever finds a corruption meanwhile writes them
+	 * (I4). */
+	if (r == 0)
+		r = co_block_flush(img->file);
 	if (r < 0)
 		return r;
+	co_mutex_lock(&img->header_mutex);
 	img->h.reftable_offset = (g->base + g->blocks) << img->cluster_bits;
 	img->h.reftable_clusters = (uint32_t)g->table;
+	co_mutex_unlock(&img->header_mutex);
 	r = co_q2_header_switch(img);
 	if (r < 0) {
 		img->h.reftable_offset = old_off;

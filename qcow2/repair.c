@@ -377,13 +377,19 @@ static int co_switch(struct rebuild *rb)
 {
 	struct q2_check *ck = rb->ck;
 	struct q2_image *img = ck->img;
+	uint64_t old_off = img->h.reftable_offset;
+	uint32_t old_clusters = img->h.reftable_clusters;
 	int r;
 
 	img->h.reftable_offset = rb->start << img->cluster_bits;
 	img->h.reftable_clusters = (uint32_t)rb->table_clusters;
 	r = co_q2_header_switch(img);
-	if (r < 0)
+	if (r < 0) {
+		/* The table in memory is the old one. */
+		img->h.reftable_offset = old_off;
+		img->h.reftable_clusters = old_clusters;
 		return r;
+	}
 	mem_free(ck->reftable);
 	ck->reftable = take(rb->table);
 	ck->reftable_entries = rb->table_clusters << (img->cluster_bits - 3);
@@ -395,7 +401,12 @@ static int co_switch(struct rebuild *rb)
 			r = q2_tables_add(&ck->refblocks, ck->reftable[i], i, 1, 0);
 	q2_tables_merge(&ck->refblocks);
 	ck->refs.clusters = ck->clusters;
-	return r < 0 ? r : co_q2_set_reftable(img, ck->reftable, ck->reftable_entries);
+	if (r == 0)
+		r = co_q2_set_reftable(img, ck->reftable, ck->reftable_entries);
+	/* With the old table in memory nothing may be written. */
+	if (r < 0)
+		img->corrupt = true;
+	return r;
 }
 
 static int co_rebuild(struct rebuild *rb, struct error *err)
