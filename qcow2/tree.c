@@ -221,17 +221,19 @@ static void freed_add(struct q2_freed *f, struct run run)
 	spin_unlock(&f->lock);
 }
 
-/* No request is in flight, the references are gone durably: nobody can miss these clusters (I3). */
+/* No request is in flight, the references are gone durably: nobody can miss these clusters (I3), but
+ * for metadata that the tables of a damaged image took for data. (L2 tables that were freed are
+ * known as such until the operation ends.) */
 static void co_release_freed(struct q2_tree *t)
 {
-	const struct q2_image *img = t->img;
+	struct q2_image *img = t->img;
 	uint64_t size = block_size(img->file);
 
 	for (size_t i = 0; t->freed && i < t->freed->n; i++) {
 		uint64_t off = t->freed->runs[i].first << img->cluster_bits;
 		uint64_t len = t->freed->runs[i].n << img->cluster_bits;
 
-		if (off < size)
+		if (off < size && !q2_overlaps(img, off, len, Q2_OVERLAP_L2))
 			co_block_discard(img->file, off, MIN(len, size - off), 0);
 	}
 	mem_free(t->freed);

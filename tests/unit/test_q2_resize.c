@@ -322,6 +322,23 @@ CO_TEST(failing_requests)
 	}
 }
 
+/* An L2 entry names the refcount table: emptying gives up the reference, but not the table. */
+CO_TEST(damage_is_not_punched)
+{
+	struct block_node *file = create_mem("size=1M,cluster_size=4k"), *n = open_image(file, NULL);
+	uint64_t reftable = q2_image(n)->h.reftable_offset, l1 = q2_image(n)->h.l1_offset;
+	uint8_t buf[4096] = "x";
+
+	check_int(co_block_pwrite(n, 0, buf, sizeof(buf)), 0);
+	close_image(n);
+	poke_be64(file, file_be64(file, l1) & Q2_OFFSET_MASK, reftable | Q2_COPIED);
+	n = open_image(file, NULL);
+	(void)co_q2_make_empty(n, NULL);
+	check(file_be64(file, reftable));
+	co_block_node_unref(n);
+	close_image(file);
+}
+
 struct waiting_discard {
 	struct block_node *n;
 	int result;
@@ -378,6 +395,7 @@ int main(void)
 		cmocka_unit_test(crashes),
 		cmocka_unit_test(emptied),
 		cmocka_unit_test(failing_requests),
+		cmocka_unit_test(damage_is_not_punched),
 		cmocka_unit_test(discard_waits_for_growth),
 	};
 
