@@ -105,7 +105,9 @@ static int co_cut_table(struct q2_image *img, struct q2_tree *tree, uint64_t *en
 		r = co_block_pwrite(img->file, off, table, cs);
 	if (r == 0)
 		r = co_block_flush(img->file);
-	*entry = off | Q2_COPIED;
+	/* Else the old table, with what lies behind the end, stays the active one. */
+	if (r == 0)
+		*entry = off | Q2_COPIED;
 	return r;
 }
 

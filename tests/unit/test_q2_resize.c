@@ -339,6 +339,35 @@ CO_TEST(damage_is_not_punched)
 	close_image(file);
 }
 
+/* The shared table at the new end cannot be copied: the old one stays in use. */
+CO_TEST(shrink_without_room)
+{
+	struct block_node *file = create_mem("size=1M,cluster_size=4k"), *n = open_image(file, NULL);
+	struct block_snapshot s = {.name = (char[]){"s"}};
+	struct block_resize r = {.size = 64 * KiB, .shrink = true};
+	uint8_t buf[4096] = "x";
+
+	check_int(co_block_pwrite(n, 0, buf, sizeof(buf)), 0);
+	check_int(co_block_pwrite(n, MiB / 2, buf, sizeof(buf)), 0);
+	check_int(q2_snapshot_ops.co_create(n, &s, NULL), 0);
+	file->caps.grows = false;
+	check_int(co_block_resize(n, &r, NULL), -ENOSPC);
+	check_int(co_block_pread(n, 0, buf, sizeof(buf)), 0);
+	check_int(buf[0], 'x');
+	file->caps.grows = true;
+	check_int(co_block_pwrite(n, 4096, buf, sizeof(buf)), 0);
+	close_image(n);
+	n = open_image(file, NULL);
+	for (unsigned i = 0; i < 2; i++) {
+		memset(buf, 0, sizeof(buf));
+		check_int(co_block_pread(n, i * 4096, buf, sizeof(buf)), 0);
+		check_int(buf[0], 'x');
+	}
+	close_image(n);
+	check_int(check_file(file, 0, 0, NULL).corruptions, 0);
+	close_image(file);
+}
+
 struct waiting_discard {
 	struct block_node *n;
 	int result;
@@ -396,6 +425,7 @@ int main(void)
 		cmocka_unit_test(emptied),
 		cmocka_unit_test(failing_requests),
 		cmocka_unit_test(damage_is_not_punched),
+		cmocka_unit_test(shrink_without_room),
 		cmocka_unit_test(discard_waits_for_growth),
 	};
 
