@@ -287,8 +287,8 @@ int co_q2_release(struct q2_image *img, uint64_t off, uint64_t n, bool punch)
 		bytes = run << img->cluster_bits;
 		/* A table that lies about what it refers to must not take metadata along. */
 		if (last && q2_overlaps(img, at, bytes, Q2_OVERLAP_NONE)) {
-			r = co_q2_corrupt(img, "metadata at %#llx was used for data",
-				(unsigned long long)at);
+			r = co_q2_corrupt(
+				img, "metadata at %#llx was used for data", (unsigned long long)at);
 			break;
 		}
 		if (last) {

@@ -221,9 +221,8 @@ static void freed_add(struct q2_freed *f, struct run run)
 	spin_unlock(&f->lock);
 }
 
-/* No request is in flight, the references are gone durably: nobody can miss these clusters (I3), but
- * for metadata that the tables of a damaged image took for data. (L2 tables that were freed are
- * known as such until the operation ends.) */
+/* No request is in flight, the references are durably gone: nobody misses these clusters (I3), but
+ * for metadata that a damaged image took for data. (Freed L2 tables count as such to the end.) */
 static void co_release_freed(struct q2_tree *t)
 {
 	struct q2_image *img = t->img;

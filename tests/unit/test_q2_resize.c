@@ -325,7 +325,8 @@ CO_TEST(failing_requests)
 /* An L2 entry names the refcount table: emptying gives up the reference, but not the table. */
 CO_TEST(damage_is_not_punched)
 {
-	struct block_node *file = create_mem("size=1M,cluster_size=4k"), *n = open_image(file, NULL);
+	struct block_node *file = create_mem("size=1M,cluster_size=4k");
+	struct block_node *n = open_image(file, NULL);
 	uint64_t reftable = q2_image(n)->h.reftable_offset, l1 = q2_image(n)->h.l1_offset;
 	uint8_t buf[4096] = "x";
 
@@ -342,7 +343,8 @@ CO_TEST(damage_is_not_punched)
 /* The shared table at the new end cannot be copied: the old one stays in use. */
 CO_TEST(shrink_without_room)
 {
-	struct block_node *file = create_mem("size=1M,cluster_size=4k"), *n = open_image(file, NULL);
+	struct block_node *file = create_mem("size=1M,cluster_size=4k");
+	struct block_node *n = open_image(file, NULL);
 	struct block_snapshot s = {.name = (char[]){"s"}};
 	struct block_resize r = {.size = 64 * KiB, .shrink = true};
 	uint8_t buf[4096] = "x";
