@@ -12,15 +12,18 @@ static int find_protocol(const char *filename, struct conf **ret_spec,
 	const struct block_driver **ret, struct error *err)
 {
 	_cleanup_(conf_freep) struct conf *spec = NULL;
+	struct conf *driver;
 	int r = block_spec_from_name(filename, NULL, &spec, err);
 
 	if (!r)
 		r = block_name_driver(spec, err);
 	if (r)
 		return r;
-	*ret = block_driver_find(conf_text(conf_get(spec, "driver")));
-	if (!*ret || !(*ret)->co_create)
-		return error_set(err, -ENOTSUP, "Images cannot be created at '%s'", filename);
+	driver = conf_get(spec, "driver");
+	*ret = driver && conf_type(driver) == CONF_SCALAR ? block_driver_find(conf_text(driver)) : NULL;
+	if (!*ret || (*ret)->kind != BLOCK_KIND_PROTOCOL || !(*ret)->co_create)
+		return error_set(err, -ENOTSUP,
+			"Images cannot be created at '%s'; name the file to be made", filename);
 	*ret_spec = take(spec);
 	return 0;
 }

@@ -167,6 +167,11 @@ int co_node_open_on(const struct block_driver *drv, struct block_node *file,
 /* The best format for these first bytes; NULL when no driver knows them. */
 const struct block_driver *block_probe(const void *head, size_t n);
 
+/* --- foreign.c --- */
+
+/* The name of a format that is known but not read, by its first bytes; NULL: none. */
+const char *block_foreign(const void *head, size_t n);
+
 /* --- open.c --- */
 
 /* Opens the backing files below top, layer by layer. */

@@ -353,8 +353,9 @@ static int co_open_file_child(const struct block_driver *drv, struct conf *opts,
 	return 0;
 }
 
-static int co_probe_head(
-	struct block_node *file, const struct block_driver **ret, struct error *err)
+/* *ret is NULL when no driver knows the first bytes; *foreign names a format that we do not read. */
+static int co_probe_head(struct block_node *file, const struct block_driver **ret,
+	const char **foreign, struct error *err)
 {
 	_cleanup_free_ char *head = block_buffer_alloc(file, BLOCK_PROBE_LEN);
 	size_t n = MIN(block_size(file), (uint64_t)BLOCK_PROBE_LEN);
@@ -367,23 +368,29 @@ static int co_probe_head(
 		return error_set_errno(err, r,
 			"Could not read image '%s' for determining its format", file->filename);
 	*ret = block_probe(head, n);
+	*foreign = *ret ? NULL : block_foreign(head, n);
 	return 0;
 }
 
 static int co_probe(struct block_node *file, const struct block_open_opts *o,
 	const struct block_driver **ret, struct error *err)
 {
-	int r = co_probe_head(file, ret, err);
+	const char *foreign;
+	int r = co_probe_head(file, ret, &foreign, err);
 
 	if (r)
 		return r;
+	if (foreign)
+		return error_set(err, -ENOTSUP,
+			"'%s' is a %s image, a format that is not supported; give the format raw "
+			"to use its bytes as they are",
+			file->filename, foreign);
 	if (!*ret && o->trust->probe_raw)
 		*ret = block_driver_find("raw");
 	if (!*ret)
 		return error_set(err, -EINVAL,
 			"The format of '%s' is not known and untrusted images are not taken for "
-			"raw; "
-			"name the format",
+			"raw; name the format",
 			file->filename);
 	return 0;
 }
@@ -393,17 +400,17 @@ static int co_check_declared(const struct block_driver *drv, struct block_node *
 	const struct block_open_opts *o, struct error *err)
 {
 	const struct block_driver *found;
+	const char *foreign;
 	int r;
 
 	if (o->trust->probe_raw || drv->kind != BLOCK_KIND_FORMAT)
 		return 0;
-	r = co_probe_head(file, &found, err);
-	if (!r && found && found != drv)
+	r = co_probe_head(file, &found, &foreign, err);
+	if (!r && ((found && found != drv) || foreign))
 		r = error_set(err, -EINVAL,
 			"'%s' was to be opened as %s, but its content is %s; untrusted images must "
-			"be "
-			"what they are said to be",
-			file->filename, drv->name, found->name);
+			"be what they are said to be",
+			file->filename, drv->name, foreign ? foreign : found->name);
 	return r;
 }
 

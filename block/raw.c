@@ -78,7 +78,7 @@ static int co_check_head(struct block_node *n, const struct block_io *io)
 			return r;
 	}
 	iov_copy_from(head + io->off, iov_cut(io->buf, 0, part));
-	return block_probe(head, len) ? -EPERM : 0;
+	return block_probe(head, len) || block_foreign(head, len) ? -EPERM : 0;
 }
 
 static int co_raw_read(struct block_node *n, struct block_io *io)

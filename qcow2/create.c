@@ -291,6 +291,20 @@ static int co_write_preallocated(struct creation *c, struct error *err)
 		fill_l2);
 }
 
+/* The entries get real space on the host: linking what a guest wrote must not fail on a full disk. */
+static int co_write_empty_l1(struct creation *c, uint64_t at)
+{
+	uint64_t room = c->l.l1_clusters * c->cluster_size;
+	uint64_t entries = div_up(div_up(c->p->size, c->cluster_size),
+		c->cluster_size / (c->p->extl2 ? 16 : 8));
+	uint64_t used = MIN(align_up(entries * 8, 4096), room);
+	int r = used ? co_block_zero(c->file, at, used, 0) : 0;
+
+	if (r == 0 && room > used)
+		r = co_block_zero(c->file, at + used, room - used, BLOCK_IO_UNMAP);
+	return r;
+}
+
 /* All but the first cluster. */
 static int co_write_tables(struct creation *c, struct error *err)
 {
@@ -309,8 +323,7 @@ static int co_write_tables(struct creation *c, struct error *err)
 		r = co_stream(c, l1, c->l.l1_clusters * cs, fill_l1);
 		return r < 0 ? r : co_write_preallocated(c, err);
 	}
-	return c->l.l1_clusters ? co_block_zero(c->file, l1, c->l.l1_clusters * cs, BLOCK_IO_UNMAP)
-				: 0;
+	return co_write_empty_l1(c, l1);
 }
 
 static int fill_header(const struct creation *c, struct q2_header *h)
