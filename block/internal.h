@@ -30,7 +30,8 @@ struct inflight_shard {
 /* See the Theory of Operation at the head of inflight.c. */
 struct block_inflight {
 	uint32_t gate;        /* atomic: serializing requests + drains * INFLIGHT_DRAIN */
-	uint64_t flushed_gen; /* atomic: sum of write_gen that the last good flush covers */
+	struct co_mutex flush_mutex; /* one flush of a store at a time */
+	uint64_t flushed_gen;	     /* sum of write_gen that the last good flush covers; by it */
 	struct block_dirty_link *dirty; /* attached dirty bitmaps; see dirty.c */
 	struct spin lock;               /* guards what follows */
 	struct list tracked;            /* struct block_tracked, in order of arrival */

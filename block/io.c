@@ -429,41 +429,46 @@ static int co_flush_down(struct block_node *n)
 	return r;
 }
 
-int co_block_flush(struct block_node *n)
+/* One flush of a store at a time. A kernel tells a failed write-back to one of several flushes that
+ * wait for it, so a second one could report success over the first one's loss (I9); and most of
+ * those who waited for their turn find that the one before covered them. */
+static int co_flush_store(struct block_node *n)
 {
 	struct block_inflight *f = n->inflight;
+	uint64_t gen = inflight_write_gen(f), now;
+	int r = 0;
+
+	co_mutex_lock(&f->flush_mutex);
+	if (load_relaxed(&n->broken_flush)) {
+		r = -EIO;
+	} else if (!gen || f->flushed_gen < gen) {
+		now = inflight_write_gen(f);
+		r = co_flush_down(n);
+		if (r)
+			store_relaxed(&n->broken_flush, true);
+		else
+			f->flushed_gen = now;
+	}
+	co_mutex_unlock(&f->flush_mutex);
+	return r;
+}
+
+int co_block_flush(struct block_node *n)
+{
 	bool store = n->drv->kind == BLOCK_KIND_PROTOCOL;
-	uint64_t gen;
 	int r;
 
 	if (!(n->opts.flags & BLOCK_OPEN_RDWR))
 		return 0;
 	if (store && n->opts.cache == BLOCK_CACHE_UNSAFE)
 		return 0;
-	co_inflight_begin_read(f);
+	co_inflight_begin_read(n->inflight);
 	STAT_ADD(n, flushes, 1);
-	gen = inflight_write_gen(f);
-	if (load_relaxed(&n->broken_flush)) {
-		r = -EIO;
-	} else if (store && gen && gen == __atomic_load_n(&f->flushed_gen, __ATOMIC_SEQ_CST)) {
-		r = 0;
-	} else {
-		r = co_flush_down(n);
-		/* A kernel tells an error to one of several waiting flushes. */
-		if (!r && store && load_relaxed(&n->broken_flush))
-			r = -EIO;
-		if (!r && store) {
-			uint64_t old = __atomic_load_n(&f->flushed_gen, __ATOMIC_SEQ_CST);
-
-			while (old < gen &&
-				!__atomic_compare_exchange_n(&f->flushed_gen, &old, gen, true,
-					__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-				;
-		} else if (r && store) {
-			store_relaxed(&n->broken_flush, true);
-		}
-	}
-	inflight_end_read(f);
+	if (store)
+		r = co_flush_store(n);
+	else
+		r = load_relaxed(&n->broken_flush) ? -EIO : co_flush_down(n);
+	inflight_end_read(n->inflight);
 	return r;
 }
 

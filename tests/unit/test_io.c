@@ -184,6 +184,53 @@ CO_TEST(test_flush_skips_and_breaks)
 	check_int(co_block_node_unref(n), -EIO);
 }
 
+static unsigned flush_calls;
+
+/* As a kernel does it: the failed write-back is told to the first of two who wait, late. */
+static int co_flush_told_once(struct block_node *n)
+{
+	if (flush_calls++)
+		return 0;
+	for (int i = 0; i < 8; i++)
+		co_pause();
+	return -EIO;
+}
+
+struct flusher {
+	struct block_node *n;
+	int r;
+	bool done;
+};
+
+static void co_flusher(void *arg)
+{
+	struct flusher *f = arg;
+
+	f->r = co_block_flush(f->n);
+	f->done = true;
+}
+
+/* I9: nobody's flush succeeds beside one that fails. */
+CO_TEST(test_flush_beside_a_failing_one)
+{
+	struct block_node *n = must_open("driver=mem,size=1M", RW);
+	struct block_driver told_once = *n->drv;
+	const struct block_driver *drv = n->drv;
+	struct flusher a = {.n = n}, b = {.n = n};
+
+	told_once.co_flush = co_flush_told_once;
+	n->drv = &told_once;
+	write_fill(n, 0, 512, 1);
+	check_int(co_start(co_flusher, &a), 0);
+	check_int(co_start(co_flusher, &b), 0);
+	while (!a.done || !b.done)
+		co_pause();
+	check_int(a.r, -EIO);
+	check_int(b.r, -EIO);
+	n->drv = drv;
+	co_block_node_unref(n);
+}
+
 CO_TEST(test_resize)
 {
 	struct block_node *n = must_open("driver=raw,file.driver=mem,file.size=1M", RW);
@@ -216,6 +263,7 @@ int main(void)
 		cmocka_unit_test(test_fua_and_writethrough),
 		cmocka_unit_test(test_detect_zeroes),
 		cmocka_unit_test(test_flush_skips_and_breaks),
+		cmocka_unit_test(test_flush_beside_a_failing_one),
 		cmocka_unit_test(test_resize),
 	};
 
