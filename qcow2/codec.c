@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Cluster codecs: one cluster of guest data to compressed bytes and back. Pure CPU work, any
- *thread.
+ * thread.
  *
  * Deflate clusters are raw deflate with a window of 4 KiB, which is all that some qcow2 readers
  * have; zstd clusters are one frame. Levels (open and create option compression_level):
  *
  *	deflate  1-3  ISA-L 1-3		zstd  1-22  as they are
- *		 4-9  zlib 4-9			      0     3
- *		 0    1, the fast default
+ *		 4-9  zlib 4-9			      0     3, with tables fit for clusters
+ *		 0    ISA-L 2, the default
  *
- * The result depends on the cluster and the level only, never on what an encoder did before, so
- * that images come out the same whatever the number of threads.
+ * The result depends on the cluster, the level and the CPU's instruction set only, never on what an
+ * encoder did before nor on where it lies in memory, so that images come out the same whatever the
+ * number of threads. ISA-L needs help with that: see encode_isal.
  */
 #include <isa-l/igzip_lib.h>
 #include <zlib.h>
@@ -21,8 +22,13 @@
 #include "base/mem.h"
 #include "qcow2/qcow2.h"
 
-#define WINDOW_BITS    12
-#define ISAL_MAX_LEVEL 3
+#define WINDOW_BITS        12
+#define ISAL_MAX_LEVEL     3
+#define ISAL_DEFAULT_LEVEL 2
+#define ISAL_PRIME         16u         /* bytes of the first call of encode_isal */
+#define ISAL_PRIME_MIN     (16u << 10) /* clusters in which the cost of it does not show */
+#define ZSTD_TUNED_MIN     (32u << 10)
+#define ZSTD_TUNED_MAX     (128u << 10)
 
 struct q2_encoder {
 	enum q2_compression type;
@@ -47,18 +53,28 @@ static void zlib_free(voidpf opaque, voidpf p)
 	mem_free(p);
 }
 
+/* The room for tokens bounds the length of a block: short blocks have codes that follow the data,
+ * long ones fewer tables. These were the smallest results, or near them at a better speed. */
 static uint32_t isal_buf_size(int level)
 {
-	/* Small buffers end blocks earlier, so that codes follow the data: half a percent smaller.
-	 */
 	switch (level) {
 	case 1:
-		return ISAL_DEF_LVL1_SMALL;
+		return ISAL_DEF_LVL1_REQ + 24 * 1024;
 	case 2:
-		return ISAL_DEF_LVL2_SMALL;
+		return ISAL_DEF_LVL2_REQ + 20 * 1024;
 	default:
-		return ISAL_DEF_LVL3_SMALL;
+		return ISAL_DEF_LVL3_REQ + 28 * 1024;
 	}
+}
+
+/* Small clusters go without the priming of encode_isal, whose bytes they would feel: level 3. */
+static int isal_level(enum q2_compression type, int level, uint32_t cluster_size)
+{
+	if (cluster_size < ISAL_PRIME_MIN)
+		return ISAL_MAX_LEVEL;
+	if (type == Q2_COMPRESSION_DEFLATE && level > 0 && level <= ISAL_MAX_LEVEL)
+		return level;
+	return ISAL_DEFAULT_LEVEL;
 }
 
 static int encoder_init_deflate(struct q2_encoder *e)
@@ -72,14 +88,33 @@ static int encoder_init_deflate(struct q2_encoder *e)
 	return e->zlib_ready ? 0 : -ENOMEM;
 }
 
+/* The tables of level 3 are too large to stay in the L1 cache, and most of them lies idle in a
+ * cluster. Smaller ones, with shorter matches, give the same size in less time. */
+static int zstd_default(ZSTD_CCtx *c)
+{
+	static const struct {
+		ZSTD_cParameter key;
+		int value;
+	} params[] = {{ZSTD_c_strategy, ZSTD_dfast}, {ZSTD_c_hashLog, 13}, {ZSTD_c_chainLog, 12},
+		{ZSTD_c_minMatch, 4}};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(params); i++)
+		if (ZSTD_isError(ZSTD_CCtx_setParameter(c, params[i].key, params[i].value)))
+			return -EINVAL;
+	return 0;
+}
+
 static int encoder_init_zstd(struct q2_encoder *e)
 {
+	int level = e->level ? e->level : ZSTD_CLEVEL_DEFAULT;
+
 	e->zstd = ZSTD_createCCtx();
 	if (!e->zstd)
 		return -ENOMEM;
-	if (ZSTD_isError(ZSTD_CCtx_setParameter(
-		    e->zstd, ZSTD_c_compressionLevel, e->level ? e->level : ZSTD_CLEVEL_DEFAULT)))
+	if (ZSTD_isError(ZSTD_CCtx_setParameter(e->zstd, ZSTD_c_compressionLevel, level)))
 		return -EINVAL;
+	if (e->level == 0 && e->cluster_size >= ZSTD_TUNED_MIN && e->cluster_size <= ZSTD_TUNED_MAX)
+		return zstd_default(e->zstd);
 	return 0;
 }
 
@@ -98,23 +133,21 @@ void q2_encoder_free(struct q2_encoder *e)
 struct q2_encoder *q2_encoder_new(enum q2_compression type, int level, uint32_t cluster_size)
 {
 	struct q2_encoder *e = mem_zalloc(sizeof(*e));
-	int isal_level = 1, r = 0;
+	int fast_level = isal_level(type, level, cluster_size), r = 0;
 
 	if (!e)
 		return NULL;
 	e->type = type;
 	e->level = level;
 	e->cluster_size = cluster_size;
-	if (type == Q2_COMPRESSION_DEFLATE && level > 0 && level <= ISAL_MAX_LEVEL)
-		isal_level = level;
 	e->isal = mem_zalloc(sizeof(*e->isal));
-	e->isal_buf = mem_zalloc(isal_buf_size(isal_level));
+	e->isal_buf = mem_zalloc(isal_buf_size(fast_level));
 	if (!e->isal || !e->isal_buf)
 		goto fail;
 	isal_deflate_init(e->isal);
-	e->isal->level = (uint32_t)isal_level;
+	e->isal->level = (uint32_t)fast_level;
 	e->isal->level_buf = e->isal_buf;
-	e->isal->level_buf_size = isal_buf_size(isal_level);
+	e->isal->level_buf_size = isal_buf_size(fast_level);
 	e->isal->hist_bits = WINDOW_BITS;
 	e->isal->gzip_flag = IGZIP_DEFLATE;
 	if (type == Q2_COMPRESSION_ZSTD)
@@ -129,16 +162,30 @@ fail:
 }
 
 /* Each returns 0 and *ret_len, or 1 when the result takes more than `room` bytes. */
+
+/* At levels 1 and 2 the x86 matcher of ISA-L (2.30 at least), when it meets the very first byte of
+ * a stream, files position 2 in its hash table under a hash of bits 16 to 47 of the address of
+ * the stream state instead of the data: now and then a match, so the output, depends on them. Its
+ * code for the end of a piece of input has no such slip. A first piece of 16 bytes is all end, so
+ * it goes there, and the matcher starts with a history. That costs a stored block and a flush. */
 static int encode_isal(struct q2_encoder *e, const void *src, uint32_t n, void *dst, uint32_t room,
 	uint32_t *ret_len)
 {
 	struct isal_zstream *z = e->isal;
+	uint32_t prime = z->level < ISAL_MAX_LEVEL ? ISAL_PRIME : 0;
 
 	isal_deflate_reset(z);
 	z->next_in = (uint8_t *)src;
-	z->avail_in = n;
 	z->next_out = dst;
 	z->avail_out = room;
+	if (prime) {
+		z->avail_in = prime;
+		z->end_of_stream = 0;
+		z->flush = SYNC_FLUSH;
+		if (isal_deflate(z) != COMP_OK || z->avail_in != 0)
+			return 1;
+	}
+	z->avail_in = n - prime;
 	z->end_of_stream = 1;
 	z->flush = NO_FLUSH;
 	if (isal_deflate(z) != COMP_OK || z->internal_state.state != ZSTATE_END)

@@ -130,6 +130,34 @@ static void deterministic(void **state)
 	}
 }
 
+/* Nor must the address of its state: many encoders at once lie in many places. */
+static void anywhere(void **state)
+{
+	enum { N = 65536, ENCODERS = 64, CLUSTERS = 20 };
+	_cleanup_free_ uint8_t *src = mem_alloc(N), *one = mem_alloc(N), *two = mem_alloc(N);
+	struct q2_encoder *e[ENCODERS];
+
+	for (int level = 0; level <= 3; level++) {
+		for (unsigned i = 0; i < ENCODERS; i++) {
+			e[i] = q2_encoder_new(Q2_COMPRESSION_DEFLATE, level, N);
+			assert_non_null(e[i]);
+		}
+		for (unsigned c = 0; c < CLUSTERS; c++) {
+			uint32_t l1 = 0, l2 = 0;
+
+			fill_text(src, N);
+			assert_int_equal(q2_encode(e[0], src, one, &l1), 0);
+			for (unsigned i = 1; i < ENCODERS; i++) {
+				assert_int_equal(q2_encode(e[i], src, two, &l2), 0);
+				assert_int_equal(l1, l2);
+				assert_memory_equal(one, two, l1);
+			}
+		}
+		for (unsigned i = 0; i < ENCODERS; i++)
+			q2_encoder_free(e[i]);
+	}
+}
+
 static void incompressible(void **state)
 {
 	enum { N = 65536 };
@@ -509,6 +537,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(round_trip),
 		cmocka_unit_test(deterministic),
+		cmocka_unit_test(anywhere),
 		cmocka_unit_test(incompressible),
 		cmocka_unit_test(foreign),
 		cmocka_unit_test(levels),
