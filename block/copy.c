@@ -442,7 +442,10 @@ static int report(const struct copy_state *st, struct error *err)
 	if (!n)
 		return error_set_errno(err, st->error, "Copying failed");
 	return error_set_errno(err, st->error, "error while %s '%s' at byte %llu",
-		n == st->c->src ? "reading" : "writing", name, (unsigned long long)st->error_off);
+		st->c->src == st->c->dst ? "copying within" :
+		n == st->c->src		 ? "reading" :
+					   "writing",
+		name, (unsigned long long)st->error_off);
 }
 
 int co_block_copy(struct block_copy *c, struct error *err)

@@ -51,6 +51,25 @@ static int co_make(const char *name, struct block_node *n, struct error *err)
 	return n->drv->snapshot->co_create(n, &s, err);
 }
 
+/* Deletes by name only: a script that names a snapshot which is gone must not lose the one whose ID
+ * happens to be that number. */
+static int co_remove(const char *name, struct block_node *n, struct error *err)
+{
+	struct block_snapshot *s = NULL;
+	bool found = false;
+	size_t count = 0;
+	int r = n->drv->snapshot->co_list(n, &s, &count);
+
+	if (r < 0)
+		return error_set_errno(err, r, "the snapshots could not be read");
+	for (size_t i = 0; i < count; i++)
+		found |= !strcmp(s[i].name, name);
+	img_free_snapshots(s, count);
+	if (!found)
+		return error_set(err, -ENOENT, "snapshot not found");
+	return n->drv->snapshot->co_delete(n, name, err);
+}
+
 static int co_change(const struct snapshot_opts *o, struct block_node *n)
 {
 	const char *verb = o->create ? "create" : o->apply ? "apply" : "delete";
@@ -67,7 +86,7 @@ static int co_change(const struct snapshot_opts *o, struct block_node *n)
 	else if (o->apply)
 		r = ops->co_apply(n, name, &err);
 	else
-		r = ops->co_delete(n, name, &err);
+		r = co_remove(name, n, &err);
 	if (r >= 0)
 		return 0;
 	error_prefix(&err, "Could not %s snapshot '%s'", verb, name);

@@ -60,7 +60,8 @@ static int plan(struct img_target *t, const struct block_driver *drv, struct err
 	return 0;
 }
 
-/* The compression level is a matter of who writes, not of the image: an option of the open. */
+/* The compression level is a matter of who writes, not of the image: an option of the open. Creating
+ * checks it too, before anything is touched. */
 static int take_level(
 	struct img_target *t, const struct block_driver *drv, char **ret, struct error *err)
 {
@@ -71,7 +72,6 @@ static int take_level(
 		return 0;
 	v = conf_get(t->create, "compression_level");
 	*ret = mem_printf("compression-level=%s", conf_text(v));
-	conf_remove(t->create, "compression_level");
 	return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
