@@ -20,7 +20,9 @@ static int find_protocol(const char *filename, struct conf **ret_spec,
 	if (r)
 		return r;
 	driver = conf_get(spec, "driver");
-	*ret = driver && conf_type(driver) == CONF_SCALAR ? block_driver_find(conf_text(driver)) : NULL;
+	*ret = NULL;
+	if (driver && conf_type(driver) == CONF_SCALAR)
+		*ret = block_driver_find(conf_text(driver));
 	if (!*ret || (*ret)->kind != BLOCK_KIND_PROTOCOL || !(*ret)->co_create)
 		return error_set(err, -ENOTSUP,
 			"Images cannot be created at '%s'; name the file to be made", filename);

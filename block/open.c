@@ -353,7 +353,8 @@ static int co_open_file_child(const struct block_driver *drv, struct conf *opts,
 	return 0;
 }
 
-/* *ret is NULL when no driver knows the first bytes; *foreign names a format that we do not read. */
+/* *ret is NULL when no driver knows the first bytes; *foreign names a format that is known but not
+ * read. */
 static int co_probe_head(struct block_node *file, const struct block_driver **ret,
 	const char **foreign, struct error *err)
 {

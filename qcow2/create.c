@@ -291,7 +291,8 @@ static int co_write_preallocated(struct creation *c, struct error *err)
 		fill_l2);
 }
 
-/* The entries get real space on the host: linking what a guest wrote must not fail on a full disk. */
+/* The entries get real space on the host: linking what a guest wrote must not fail on a full
+ * disk. */
 static int co_write_empty_l1(struct creation *c, uint64_t at)
 {
 	uint64_t room = c->l.l1_clusters * c->cluster_size;

@@ -60,8 +60,8 @@ static int plan(struct img_target *t, const struct block_driver *drv, struct err
 	return 0;
 }
 
-/* The compression level is a matter of who writes, not of the image: an option of the open. Creating
- * checks it too, before anything is touched. */
+/* The compression level is a matter of who writes, not of the image: an option of the open.
+ * Creating checks it too, before anything is touched. */
 static int take_level(
 	struct img_target *t, const struct block_driver *drv, char **ret, struct error *err)
 {
