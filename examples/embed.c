@@ -52,10 +52,8 @@ static void client_end(struct client *c)
 {
 	close(c->fd);
 	c->fd = -1;
-	if (c->busy)
-		return; /* its buffer is in use, and freed with the result */
-	clients--;
-	free(c);
+	if (!c->busy && clients--) /* else its buffer is in use, and freed with the result */
+		free(c);
 }
 
 /* Sends one line's request; there is a slot for every client. */
